@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, StateScore, StateTest
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
-from harness.models.controllers import Network, Observation, TrainedStrategy
+from harness.models.controllers import Network, Observation, TrainedStrategy, score_at
+
+_ROUNDING = 1e-3
+"""By which compiled layers, whose sums have another order, may miss a score; the rule is asked from there on."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class StopExit(TrainedStrategy):
     chosen on held-out documents: that of exits keeps 98 % of tokens as the last layer would have them, replayed, and
     of what stops nine in ten tokens are wrong at every layer. f_l sees what the classifier's heads see. The paper
     propagates the state of an exit to later layers; here keys and values are exact unless a run says otherwise.
+
+    Compiled layers find where one of the two thresholds is reached: max(log p_exit − log threshold, log p_stop − log
+    stop) ≥ 0. There alone the rule is asked.
     """
 
     kind: ClassVar[str] = "sec"
@@ -61,20 +69,28 @@ class StopExit(TrainedStrategy):
 def _rule(artefact: Artefact, device: str, exits: float, stops: float) -> ExitRule:
     facts, tensors = artefact.facts, artefact.tensors(device)
     observation, points = Observation.of(facts["observation"]), tuple(facts["exit_points"])
-    networks = {}
+    networks, scores = {}, {}
+    offsets = torch.tensor([_offset(exits), _offset(stops), -math.inf])
     for place, point in enumerate(points):
         network = Network.of(tensors, str(point), facts["activation"])
         width = observation.width(facts["hidden_size"], len(points))
         if not network.layers or network.layers[0][0].shape[1] != width or len(network.layers[-1][1]) != 3:
             raise ArtefactError(f"{artefact.path} holds no three-way head for layer {point}. Make the sec again.")
         networks[point] = place, network
-    return _Acting(observation, networks, exits, stops)
+        scores[point] = replace(score_at(observation, network, place, len(points)), offsets=offsets)
+    return _Acting(observation, networks, scores, exits, stops)
+
+
+def _offset(least: float) -> float:
+    """Return what makes 0 of the logarithm of a threshold, of which 0 is always reached and 1 never."""
+    return -math.inf if least >= 1 else -math.log(least) if least else math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Acting:
     observation: Observation
     networks: Mapping[int, tuple[int, Network]]
+    scores: Mapping[int, StateScore]
     exits: float
     stops: float
 
@@ -87,6 +103,11 @@ class _Acting:
         if stops.any():
             view.stop(stops)
         return leaves
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        """Ask where exit or stop is likely enough."""
+        scores = tuple(self.scores[point] for point in points)
+        return StateTest(scores, -_ROUNDING, self.observation.state, asks=True)
 
     def _chances(self, view: ExitView) -> Tensor:
         place, network = self.networks[view.exit_layer]

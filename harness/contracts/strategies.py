@@ -35,9 +35,11 @@ class StateScore:
         weight: ``[k, hidden_size]``; ``None`` for zeros.
         change: ``[3, k]``; ``None`` for zeros.
         normalise: whether ``r`` is not 1.
-        later: weight ``[out, in]`` and bias ``[out]`` of the layers behind, the last with one output; an activation
-            stands before each. None may be wider than the first, nor that wider than the model's own layers.
+        later: weight ``[out, in]`` and bias ``[out]`` of the layers behind; an activation stands before each. None may
+            be wider than the first, nor that wider than the model's own layers.
         activation: which.
+        offsets: ``[m]``, of a network with m outputs, whose score is the greatest of log softmax(outputs) + offsets: -∞
+            leaves an output out. ``None``: it has one output, which is the score.
     """
 
     bias: Tensor
@@ -46,16 +48,20 @@ class StateScore:
     normalise: bool = False
     later: tuple[tuple[Tensor, Tensor], ...] = ()
     activation: Literal["tanh", "relu"] = "tanh"
+    offsets: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class StateTest:
     """Exit where the score of a row's state reaches a threshold; a score of NaN decides nothing, and the row fails.
 
+    Or, where the test says so, ask the rule there and nowhere else.
+
     Attributes:
         scores: of the exit points at which the rule is asked, in their order.
         threshold: score from which a token exits, as float32 rounds it; NaN lets none go.
         state: ``hidden``, the residual stream; or ``exit``, that through the exit's shortcut.
+        asks: whether a token whose score reaches the threshold exits only if the rule, asked about it there, says so.
 
     Raises:
         OptionError: a score holds something else than tensors, or there is no such state.
@@ -64,11 +70,12 @@ class StateTest:
     scores: tuple[StateScore, ...]
     threshold: float
     state: Literal["hidden", "exit"] = "hidden"
+    asks: bool = False
 
     def __post_init__(self) -> None:
         for one in self.scores:
             pairs = all(isinstance(layer, tuple) and len(layer) == 2 for layer in one.later)
-            held = [each for each in (one.bias, one.weight, one.change) if each is not None]
+            held = [each for each in (one.bias, one.weight, one.change, one.offsets) if each is not None]
             held += [each for layer in one.later for each in layer] if pairs else []
             if not pairs or one.bias is None or not all(hasattr(each, "data_ptr") for each in held):
                 raise OptionError("a StateScore holds tensors, and in later pairs of them: weight and bias.")
@@ -246,9 +253,10 @@ class Strategy(Protocol):
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Return its checks as numbers, if it is its own rule; ``None``: it has to be asked.
 
-        One row on a CPU then runs through compiled layers to where it exits without coming back. Nothing else may come
-        of a check than its answer, and :meth:`should_exit` must answer as the test does, up to rounding. A subclass
-        that overrides that one alone is asked.
+        On a CPU, compiled layers then make the checks and come back only where a row leaves, unless a row beside it has
+        to be asked. Nothing else may come of a check than its answer, and :meth:`should_exit` must answer as the test
+        does, up to rounding; of a test that asks, it must let no row go whose score is below the threshold. A subclass
+        that overrides :meth:`should_exit` alone is asked.
 
         Args:
             points: exit points at which it is asked.

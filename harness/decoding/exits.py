@@ -24,6 +24,8 @@ from harness.errors import OptionError
 from harness.registry import package_of, without_exit
 
 T = TypeVar("T")
+Tests = dict[int, tuple[StateTest, Sequence[int]]]
+"""Rows → test and the exit points at which it is made."""
 
 
 class Exits(Protocol):
@@ -35,9 +37,13 @@ class Exits(Protocol):
     def leaving(self, view: LayerView) -> list[bool]:
         """Return which rows of the view stop here."""
 
-    def state_test(self, row: int) -> StateTest | None:
-        """Return the test that alone decides about a row at its points; ``None`` where somebody has to ask."""
+    def state_tests(self, rows: Sequence[int]) -> Tests | None:
+        """Return the tests that alone decide about rows, but those without points; ``None``: somebody has to ask."""
         return None
+
+    def answer(self, view: LayerView) -> bool:
+        """Return whether a view's one row stops here, about which its test asks; that was the check, and is charged."""
+        return self.leaving(view)[0]
 
 
 def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int | None:
@@ -74,11 +80,16 @@ class AskedExits(Exits):
             self._generations[row].exit_checks += 1
         return ask(self._rule, view)
 
-    def state_test(self, row: int) -> StateTest | None:
+    def state_tests(self, rows: Sequence[int]) -> Tests | None:
         """That of the rule, made once."""
         if not self._tests:
             self._tests.append(state_test_of(self._rule, self._points))
-        return self._tests[0]
+        (test,) = self._tests
+        return None if test is None else dict.fromkeys(rows, (test, self._points))
+
+    def answer(self, view: LayerView) -> bool:
+        """Ask."""
+        return ask(self._rule, view)[0]
 
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
@@ -133,7 +144,7 @@ class ScheduledExits(Exits):
 
 
 class UnlessDue(Exits):
-    """Exits of a pass in which some rows go deep whatever their strategies say. None is tested inside its layers."""
+    """Exits of a pass in which some rows go deep whatever their strategies say."""
 
     def __init__(self, exits: Exits, due: frozenset[int]) -> None:
         self._exits, self._due = exits, due
@@ -234,9 +245,20 @@ class RowExits(Exits):
                 answer[index] = leaves
         return answer
 
-    def state_test(self, row: int) -> StateTest | None:
-        """That of its rule."""
-        return self._asked[row].test
+    def state_tests(self, rows: Sequence[int]) -> Tests | None:
+        """Those of their rules."""
+        found: Tests = {}
+        for row in rows:
+            one = self._asked[row]
+            if one.test is not None:
+                found[row] = one.test, sorted(one.points)
+            elif one.points:
+                return None
+        return found
+
+    def answer(self, view: LayerView) -> bool:
+        """Ask the row's rule."""
+        return self._answer(self._asked[view.row_list[0]].rule, view)[0]
 
     def _due_layer(self, row: int) -> int | None:
         """Ask a row's plan; where that fails, the row leaves at once."""

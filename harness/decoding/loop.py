@@ -370,15 +370,15 @@ class OpenBatch:
         """Take one token of every row through the layers, those that are due unasked; gather what exits compared."""
         exits = UnlessDue(self.exits, due) if due else self.exits
         points = exits.points(current.rows)
-        if isinstance(current, TokenPass) and len(current.rows) == 1 and points:
-            test = exits.state_test(current.rows[0])
-            asking = None if test is None else current.ask(test, points)
+        watched = self._watched(due) if due else {}
+        if isinstance(current, TokenPass) and points and not watched:
+            tests = self.exits.state_tests([row for row in current.rows if row not in due])
+            asking = None if tests is None else current.ask(tests)
             if asking is not None:
-                self._run_asking(current, asking, points, compared)
+                self._run_asking(current, asking, compared)
                 return
         previous: LayerView | None = None
         indices: list[int] | None = None
-        watched = self._watched(due) if due else {}
         for point in sorted({*points, *watched}) if watched else points:
             if due.issuperset(current.rows) and not watched:
                 break
@@ -404,17 +404,47 @@ class OpenBatch:
         current.advance(self._backbone.num_layers)
         self._end(current)
 
-    def _run_asking(self, current: TokenPass, asking: Asking, points: Sequence[int], compared: list[Scores]) -> None:
-        """Take the token of one row through layers that make its rule's checks."""
-        (row,) = current.rows
-        current.advance(self._backbone.num_layers)
-        self._generations[row].exit_checks += asking.made
-        made = zip(points, asking.scores, strict=False)
-        compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
-        if asking.left is None:
-            self._end(current)
-        else:
-            self._leave(current, LayerView(self._backbone, current, self._generations, self._heads), [0])
+    def _run_asking(self, current: TokenPass, asking: Mapping[int, Asking], compared: list[Scores]) -> None:
+        """Take one token of every row through layers that make rules' checks, and stop where one does not let it on."""
+        asked: dict[int, LayerView] = {}
+        while current.rows:
+            current.advance(self._backbone.num_layers)
+            checks = [asking.get(row) for row in current.rows]
+            reached = {index: one for index, one in enumerate(checks) if one is not None and one.left is not None}
+            if not reached:
+                self._count_checks(current.rows, asking, compared)
+                self._end(current)
+                return
+            view = LayerView(self._backbone, current, self._generations, self._heads)
+            going = [
+                index for index, one in reached.items() if not one.test.asks or self._asks(view, index, one, asked)
+            ]
+            compared.extend(view.scores())
+            stopped = self._stopped(view)
+            leaving = stopped.union(going)
+            self._count_checks([current.rows[index] for index in leaving], asking, compared)
+            if not stopped.issuperset(going):
+                self._leave(current, view, [index for index in going if index not in stopped])
+            if leaving:
+                current.leave([index for index in range(len(current.rows)) if index not in leaving])
+
+    def _count_checks(self, rows: Sequence[int], asking: Mapping[int, Asking], compared: list[Scores]) -> None:
+        """Charge rows with the checks that layers have made."""
+        for row in rows:
+            if row in asking:
+                one = asking[row]
+                self._generations[row].exit_checks += one.made
+                made = zip(one.points, one.scores, strict=False)
+                compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
+
+    def _asks(self, view: LayerView, index: int, asking: Asking, asked: dict[int, LayerView]) -> bool:
+        """Ask a row's rule because its test says so, with views of the exit points since it was ``asked`` last."""
+        row, previous = view.row_list[index], asked.get(view.row_list[index])
+        for point, state in zip(asking.points, asking.states[:-1], strict=False):
+            if previous is None or point > previous.exit_layer:
+                previous = view.before(index, point, state.unsqueeze(0), previous)
+        asked[row] = view.part([index], previous)
+        return self.exits.answer(asked[row])
 
     def _end(self, current: Pass) -> None:
         """Take the tokens of the rows that have passed all layers, or verify their drafts."""

@@ -12,7 +12,7 @@ first segment runs, and again only when a row leaves, something joins, or a poli
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Protocol
@@ -196,7 +196,7 @@ class PrefixPass:
         heads, state, compiled = self._backbone.heads, self._state, self._backbone.compiled
         if compiled is not None and self._cache is not None and len(self.rows) == 1 and self._longest <= COMPILED:
             places = range(self._start, self._start + self._longest)
-            slots = compiled.slots(self._cache, self._rotary, self.rows * self._longest, places, None)
+            slots = compiled.slots(self._cache, self._rotary, self.rows * self._longest, places)
             return slots.run(state, self.layer, stop)
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
@@ -354,7 +354,7 @@ class TokenPass:
         newest = [token for run in tokens for token in run]
         self._state = backbone.embed(upload(newest, device), upload(places, device))
         self._hides = type(policy).visible is not KVPolicy.visible
-        self._asking: Asking | None = None
+        self._asking: dict[int, Asking] = {}
         self._runner: SlotRunner | None = None
 
     @property
@@ -362,21 +362,29 @@ class TokenPass:
         """Position of each row's newest token."""
         return self._positions
 
-    def ask(self, test: StateTest, points: Sequence[int]) -> Asking | None:
-        """Let the layers make the checks of the one row's newest token, before the first of them runs.
+    def ask(self, tests: Mapping[int, tuple[StateTest, Sequence[int]]]) -> dict[int, Asking] | None:
+        """Let the layers make the checks of some rows' newest tokens, before the first of them runs.
 
-        :meth:`advance` then ends at the exit point where a check lets the token go.
+        :meth:`advance` then ends at the exit point where a check reaches its threshold; called again, it goes on.
+
+        Args:
+            tests: rows → test and exit points.
 
         Returns:
-            The checks; ``None`` where somebody has to ask.
+            Rows → checks; ``None`` where somebody has to ask.
         """
         compiled = self._backbone.compiled
-        if compiled is None or len(self.rows) != 1 or self._hides:
+        if compiled is None or self._hides:
             return None
-        if test.state == "exit" and not self._backbone.shortcuts.keys().isdisjoint(points):
-            return None
-        self._asking = compiled.asking(test, points)
-        return self._asking
+        found: dict[int, Asking] = {}
+        for row, (test, points) in tests.items():
+            through = test.state == "exit" and not self._backbone.shortcuts.keys().isdisjoint(points)
+            asking = None if through else compiled.asking(test, points)
+            if asking is None:
+                return None
+            found[row] = asking
+        self._asking = found
+        return found
 
     def advance(self, layer: int) -> None:
         """Run up to ``layer``, taking along whatever waits on the way."""
@@ -385,7 +393,7 @@ class TokenPass:
             if len(self._state):
                 stop = self._run(stop)
             self.layer = stop
-            if self._asking is not None and self._asking.left is not None:
+            if any(one.left is not None for one in self._asking.values()):
                 return
 
     def hidden(self) -> Tensor:
@@ -424,6 +432,7 @@ class TokenPass:
             self._state = torch.cat([self._state[spans[index]] for index in staying])
         self._runner = None
         self.rows = [self.rows[index] for index in staying]
+        self._asking = {row: self._asking[row] for row in self.rows if row in self._asking}
         self._positions = [self._positions[index] for index in staying]
         self._starts = [self._starts[index] for index in staying]
 
@@ -464,6 +473,8 @@ class TokenPass:
         """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""
         twin = copy.copy(self)
         twin._policy, twin._starts = self._policy.rehearsal(), list(self._starts)
+        if self._asking:
+            twin._asking, twin._runner = {}, None
         twin.advance(self._backbone.num_layers)
         return twin.hidden()
 
@@ -512,8 +523,7 @@ class TokenPass:
         if isinstance(self._runner, PlainSlots):
             self._runner.visible = visible
         self._state = self._runner.run(self._state, self.layer, stop)
-        if self._asking is not None and self._asking.left is not None:
-            stop = self._asking.left
+        stop = next((one.left for one in self._asking.values() if one.left is not None), stop)
         layers = stop - self.layer
         for row, length in zip(self.rows, self._lengths(), strict=True):
             self._generations[row].layers_executed += layers * length

@@ -152,7 +152,8 @@ class Bench:
 
         batch = Batch((0,), str(self.backbone.device))
         rule: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
-        inside = self._inside(rule, points)
+        inside, test = self._inside(rule, points), state_test_of(rule, points)
+        asks = test is not None and test.asks  # where a token leaves
 
         def once() -> list[float]:
             asked: ExitRule = _Silent() if strategy is None else strategy.start(self.info, batch)
@@ -163,7 +164,7 @@ class Bench:
                 current.advance(point)
                 started = self._now()
                 previous = LayerView(self.backbone, current, tally, self.heads, previous)
-                if inside is None:
+                if inside is None or asks:
                     ask(asked, previous)
                 answered = self._now()
                 previous.choose([0], {0: head})
@@ -171,7 +172,9 @@ class Bench:
             return [checks / len(points), reads / len(points)]
 
         check, read = _least(once)
-        return DraftTimes(check_s=0.0 if strategy is None else check if inside is None else inside, read_s=read)
+        if inside is None:
+            return DraftTimes(check_s=0.0 if strategy is None else check, read_s=read)
+        return DraftTimes(check_s=inside, read_s=read + check if asks else read)
 
     def _inside(self, rule: ExitRule, points: Sequence[int]) -> float | None:
         """Return seconds of a check that is made inside the layers or planned, ``None`` where it has to be asked.
@@ -185,7 +188,7 @@ class Bench:
         if test is None or self.backbone.compiled is None:
             return None
         never, turn = replace(test, threshold=math.nan), itertools.count()
-        if self.token_pass(1, self.positions)[0].ask(never, points) is None:
+        if self.token_pass(1, self.positions)[0].ask({0: (never, points)}) is None:
             return None
 
         def once() -> list[float]:
@@ -194,7 +197,7 @@ class Bench:
             for which in (first, 1 - first):
                 current, _ = self.token_pass(1, self.positions)
                 if which:
-                    current.ask(never, points)
+                    current.ask({0: (never, points)})
                 started = self._now()
                 current.advance(self.backbone.num_layers)
                 found[which] = self._now() - started

@@ -323,6 +323,18 @@ class LayerView:
         self._parts.append((indices, twin))
         return twin
 
+    def before(self, index: int, layer: int, state: Tensor, previous: LayerView | None) -> LayerView:
+        """Return the view of one of these rows that an exit point before would have been, by its state there.
+
+        Args:
+            index: which.
+            layer: the exit point.
+            state: ``[1, hidden_size]``.
+            previous: view of the exit point before that one.
+        """
+        one = RowSelection([self._rows[index]], [self._positions[index]], layer, state, self._source)
+        return LayerView(self._backbone, one, self._generations, self._heads, previous)
+
     def answered(self, decided: Tensor) -> list[bool]:
         """Return a rule's answer ``[n]``; what it compared comes along if the host has to wait for that."""
         if decided.device.type == "cpu":

@@ -117,7 +117,8 @@ class DraftTimes(Record):
 
     Attributes:
         check_s: one check of the strategy, asked for or made inside compiled layers.
-        read_s: taking the token that an exit drafts, shortcut included; next to nothing where a check has read it.
+        read_s: taking the token that an exit drafts, shortcut included, and asking there what is asked only where its
+            checks inside layers say so; next to nothing where a check has read it.
     """
 
     check_s: float

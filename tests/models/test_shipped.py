@@ -15,11 +15,15 @@ import pytest
 
 from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
+from harness.decoding.packing import pack
 from harness.decoding.prompt_exits import Tail
+from harness.decoding.step import TokenPass
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.models.artefacts import SHIPPED, read_artefact
 from harness.models.model import ResolvedModel, resolve
+from strategies.classifier import Classifier
 from strategies.full import Full
+from strategies.sec import StopExit
 
 Command = Callable[..., Any]
 
@@ -117,6 +121,31 @@ def test_learned_exits_leave_early_without_an_option(
     assert set(layers["full"]) == {30}
     for name in strategies:
         assert min(layers[name]) < 30, name
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_shipped_exits_decide_alike_inside_the_layers_and_asked(
+    tuned: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = pack(tuned.load("cpu").backbone, "fp16", "cpu")
+    assert backbone.compiled is not None
+    engine, text = Engine(backbone, tuned.info), tuned.tokenizer.encode(inspect.getsource(textwrap))
+    prompts = [text[:200], text[300:360], text[500:620]]
+    every: list[list[Any]] = []
+    for ask in (TokenPass.ask, lambda *_: None):
+        monkeypatch.setattr(TokenPass, "ask", ask)
+        every.append(
+            [
+                (one.token_ids, one.exit_layers, one.finish_reason, one.counts)
+                for strategy in (StopExit(), StopExit(0.7, 1.0), StopExit(0.4, 1.0), StopExit(0.5, 0.3), Classifier())
+                for some in (prompts[:1], prompts)
+                for one in engine.decode(some, strategy, kv="recompute", max_new_tokens=[24] * len(some))
+            ]
+        )
+    assert every[0] == every[1]
+    assert len({layer for _, layers, _, _ in every[0] for layer in layers}) > 4
+    assert "strategy" in {reason for _, _, reason, _ in every[0]}
 
 
 @pytest.mark.slow

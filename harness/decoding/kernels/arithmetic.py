@@ -33,6 +33,17 @@ from harness.decoding.kernels.instructions import (
 from harness.decoding.kernels.tables import (
     ACTIVATION,
     ASKED,
+    ASKED_COLUMNS,
+    ASKED_END,
+    ASKED_KEPT,
+    ASKED_LEFT,
+    ASKED_MADE,
+    ASKED_SCORES,
+    ASKED_SLOT,
+    ASKED_SUMS,
+    ASKED_TESTS,
+    ASKED_THRESHOLD,
+    ASKING,
     ATTENTION_NORM,
     BARRIER,
     CHECK_ACTIVATIONS,
@@ -50,7 +61,6 @@ from harness.decoding.kernels.tables import (
     HIDDEN,
     INNER,
     INPUTS,
-    KEPT,
     KEY_NORM,
     KV_HEADS,
     LAST,
@@ -82,13 +92,11 @@ from harness.decoding.kernels.tables import (
     ROOM_AT,
     ROWS,
     SCALE,
-    SCORES,
     SIN,
     SIZE,
     SLOTS,
     STATE,
     STRIDE,
-    SUMS,
     TABLE,
     TABLE_COLUMNS,
     TANH,
@@ -103,10 +111,8 @@ from harness.decoding.kernels.tables import (
     TEST_DEPTH,
     TEST_LATER,
     TEST_NORMALISE,
+    TEST_OFFSETS,
     TEST_WEIGHT,
-    TESTS,
-    TESTS_END,
-    THRESHOLD,
     TURNING,
     WEIGHTS,
     WORK,
@@ -283,6 +289,17 @@ def _activate(kind: int, x: Any, count: int) -> None:
 
 
 @reordered
+def _greatest(outputs: Any, offsets: Any, count: int) -> Any:
+    """Return the greatest of log softmax(outputs) + offsets."""
+    largest, found, total = outputs[0], outputs[0] + offsets[0], np.float32(0.0)
+    for place in range(1, count):
+        largest, found = max(largest, outputs[place]), max(found, outputs[place] + offsets[place])
+    for place in range(count):
+        total += exponential(outputs[place] - largest)
+    return found - (largest + np.log(total))
+
+
+@reordered
 def score(  # noqa: PLR0912
     test: Any, back: bool, state: int, kept: int, hidden: int, sums_at: int, own: int, barrier: int, members: int,
     member: int,
@@ -292,8 +309,8 @@ def score(  # noqa: PLR0912
     Args:
         test: of a check.
         back: whether there is a state at the exit point before.
-        state: address of the newest token's.
-        kept: address of the one before.
+        state: address of a token's.
+        kept: address of room for it, right behind the one before.
         hidden: numbers in each.
         sums_at: address of room for the first layer's outputs, shared by the threads.
         own: address of room for twice as many, of this thread.
@@ -301,7 +318,7 @@ def score(  # noqa: PLR0912
         members: how many threads it has.
         member: which of them this is.
     """
-    x, y, sums, count = floats(state, hidden), floats(kept, hidden), floats(sums_at, test[TEST_COUNT]), test[TEST_COUNT]
+    x, sums, count = floats(state, hidden), floats(sums_at, test[TEST_COUNT]), test[TEST_COUNT]
     squares, others, dot = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for place in range(hidden):
         squares += x[place] * x[place]
@@ -310,6 +327,7 @@ def score(  # noqa: PLR0912
     if test[TEST_CHANGE] != 0:
         size = -np.log(scale)
         if back:
+            y = floats(kept - 4 * hidden, hidden)
             for place in range(hidden):
                 others += y[place] * y[place]
                 dot += x[place] * y[place]
@@ -334,8 +352,9 @@ def score(  # noqa: PLR0912
             sums[row] += change[row] * size + change[count + row] * cosine + change[2 * count + row] * growth
     wait(barrier, members)
     first, last = share(hidden, member, members)
+    here = floats(kept, hidden)
     for place in range(first, last):
-        y[place] = x[place]
+        here[place] = x[place]
     inner, outer = floats(own, count), floats(own + 4 * count, count)
     for row in range(count):
         inner[row] = sums[row]
@@ -353,7 +372,32 @@ def score(  # noqa: PLR0912
         for row in range(outputs):
             inner[row] = outer[row]
         width = outputs
-    return inner[0]
+    return inner[0] if test[TEST_OFFSETS] == 0 else _greatest(inner, floats(test[TEST_OFFSETS], width), width)
+
+
+@compiled
+def check(given: Any, after: int, own: int, members: int, member: int) -> int:
+    """Make the checks that are due after so many layers; return that number if one reached its threshold, else 0."""
+    left, hidden = 0, given[HIDDEN]
+    for place in range(given[ASKED]):
+        one = carray(pointer(given[ASKING] + 8 * ASKED_COLUMNS * place), ASKED_COLUMNS, np.int64)
+        made = one[ASKED_MADE]
+        if made == one[ASKED_END]:
+            continue
+        test = carray(pointer(one[ASKED_TESTS] + 8 * TEST_COLUMNS * made), TEST_COLUMNS, np.int64)
+        if test[TEST_AT] != after:
+            continue
+        found = score(
+            test, made > 0, given[STATE] + 4 * hidden * one[ASKED_SLOT], one[ASKED_KEPT] + 4 * hidden * made, hidden,
+            one[ASKED_SUMS], own, given[BARRIER], members, member,
+        )  # fmt: skip
+        reached = found >= float_of_bits(np.int32(one[ASKED_THRESHOLD]))
+        if reached:
+            left = after
+        if member == 0:  # the others have read how many were made: they wait for each other while they score
+            floats(one[ASKED_SCORES], one[ASKED_END])[made] = found
+            one[ASKED_MADE], one[ASKED_LEFT] = made + 1, after if reached else 0
+    return left
 
 
 @compiled
@@ -399,8 +443,7 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
         skipped = wide if given[FILLS] else 0  # queries, which nobody asks where only keys and values are filled in
         fused_first, fused_last = share(fused - skipped, member, members)
         fused_first, fused_last = fused_first + skipped, fused_last + skipped
-        left, asked, newest = 0, given[ASKED], given[STATE] + 4 * (slots - 1) * hidden
-        scores = floats(given[SCORES], given[TESTS_END])
+        left = 0
         for layer in range(given[FIRST], given[LAST]):
             table = carray(pointer(given[TABLE] + 8 * TABLE_COLUMNS * layer), TABLE_COLUMNS, np.int64)
             entries = given[ENTRIES] + 4 * layer * given[LAYER_STRIDE]
@@ -440,20 +483,11 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
             product(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
             wait(given[BARRIER], members)
-            if asked < given[TESTS_END]:
-                test = carray(pointer(given[TESTS] + 8 * TEST_COLUMNS * asked), TEST_COLUMNS, np.int64)
-                if test[TEST_AT] == layer + 1:
-                    found = score(
-                        test, asked > 0, newest, given[KEPT], hidden, given[SUMS], own, given[BARRIER], members, member
-                    )
-                    if member == 0:
-                        scores[asked] = found
-                    asked += 1
-                    if found >= float_of_bits(np.int32(given[THRESHOLD])):
-                        left = layer + 1
-                        break
-        if member == 0 and given[TESTS_END] != 0:
-            given[ASKED], given[LEFT] = asked, left
+            left = check(given, layer + 1, own, members, member)
+            if left:
+                break
+        if member == 0:
+            given[LEFT] = left
 
     return run
 

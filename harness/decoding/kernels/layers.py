@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -163,7 +163,7 @@ class CompiledLayers:
         rotary: Rotary | None,
         rows: Sequence[int],
         positions: Sequence[int],
-        asking: Asking | None = None,
+        asking: Mapping[int, Asking] | None = None,
     ) -> Slots:
         """Return tokens that are to go through layers together.
 
@@ -172,7 +172,7 @@ class CompiledLayers:
             rotary: position tables, or ``None``.
             rows: of each token, the row of the cache.
             positions: of each; a token sees everything of its row up to itself.
-            asking: checks of the last token, which let it go or not.
+            asking: rows → checks of a row's last token, which let it go or not.
         """
         heads, count = self.blocks[0].heads, len(rows)
         strides = cache.entries.stride()
@@ -191,7 +191,11 @@ class CompiledLayers:
         given.entries, given.layer_stride, given.head_stride = cache.entries.data_ptr(), strides[0], strides[2]
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
-        return Slots(given, address_of("layers"), threads, (at, work, turns, cache.entries, self), asking)
+        last, asking = {row: slot for slot, row in enumerate(rows)}, asking or {}
+        asked = torch.tensor([one.packed_at(last[row]) for row, one in asking.items()], dtype=torch.int64)
+        given.asking, given.asked = asked.data_ptr(), len(asked)
+        held = (at, work, turns, cache.entries, self)
+        return Slots(given, address_of("layers"), threads, held, tuple(asking.values()), asked)
 
     def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
@@ -199,7 +203,7 @@ class CompiledLayers:
         if key not in by_points:
             by_points[key] = PackedTest.of(test, key, self._hidden, self._longest)
         packed = by_points[key]
-        return None if packed is None else Asking(packed, test.threshold, self._hidden)
+        return None if packed is None else Asking(packed, test, key, self._hidden)
 
     def _work(self, size: int) -> Tensor:
         """Return numbers to compute with, the same for every call of a thread."""
@@ -211,27 +215,26 @@ class CompiledLayers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slots:
-    """Tokens on their way through compiled layers."""
+    """Tokens on their way through compiled layers; ``asked`` is where these note the checks that they make."""
 
     given: Any
     function: int
     threads: int
     held: tuple[Any, ...]
-    asking: Asking | None = None
+    asking: tuple[Asking, ...]
+    asked: Tensor
 
     def run(self, state: Tensor, first: int, last: int) -> Tensor:
         """Return the states ``[tokens, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values.
 
-        Or after that where a check lets the last token go, see :attr:`Asking.left`.
+        Or after that where a check lets a row's last token go, see :attr:`Asking.left`.
         """
-        asking, given = self.asking, self.given
-        if asking is not None:
-            asking.put(given)
+        given = self.given
         state = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         given.state, given.first, given.last = state.data_ptr(), first, last
         team().run(self.function, ctypes.addressof(given), self.threads)
-        if asking is not None:
-            asking.take(given)
+        for one, now in zip(self.asking, self.asked.tolist(), strict=True):
+            one.take(now, given.left)
         return state
 
     def fill(self, state: Tensor, first: int, last: int) -> None:
@@ -293,10 +296,16 @@ def _fits(one: StateScore, hidden: int, most: int) -> bool:
         width = bias.numel()
         if width > count:
             return False
+    shapes.append((one.offsets, (width,)))
     given = [(tensor, shape) for tensor, shape in shapes if tensor is not None]
     plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor, _ in given)
     plain &= one.activation in tables.CHECK_ACTIVATIONS
-    return plain and width == 1 and count <= most and all(tensor.shape == shape for tensor, shape in given)
+    return (
+        plain
+        and (width == 1 or one.offsets is not None)
+        and count <= most
+        and all(tensor.shape == shape for tensor, shape in given)
+    )
 
 
 class PackedTest:
@@ -328,6 +337,7 @@ class PackedTest:
         return [
             point, len(one.bias), self._at(one.weight), self._at(one.bias), self._at(one.change), one.normalise,
             tables.CHECK_ACTIVATIONS[one.activation], len(later), self._at(packed),
+            self._at(one.offsets),
         ]  # fmt: skip
 
     def _at(self, tensor: Tensor | None) -> int:
@@ -338,34 +348,42 @@ class PackedTest:
 
 
 class Asking:
-    """The checks of one token, made on its way through compiled layers.
+    """The checks of one row's token, made on its way through compiled layers.
 
     Attributes:
-        left: layer after which the last of them let the token go; ``None`` while none has.
+        test: which they are.
+        points: layers after which they are made.
+        made: how many of them, so far.
+        left: layer after which the last of them reached the threshold; ``None`` while none has, or when layers ran on.
     """
 
-    def __init__(self, packed: PackedTest, threshold: float, hidden: int) -> None:
-        self._packed, self._hidden = packed, hidden
-        self._threshold = int(np.float32(threshold).view(np.int32))
-        self._room = torch.empty(hidden + packed.most + len(packed.table))
+    def __init__(self, packed: PackedTest, test: StateTest, points: Sequence[int], hidden: int) -> None:
+        self._packed, self.test, self.points = packed, test, points
+        self._kept = torch.empty(len(packed.table), hidden)
+        self._numbers = torch.empty(packed.most + len(packed.table))
         self.made = 0
         self.left: int | None = None
 
-    def put(self, given: Any) -> None:
-        """Write into the parameters of a call what it is to ask."""
-        packed, at = self._packed, self._room.data_ptr()
-        given.tests, given.asked, given.tests_end = packed.table.data_ptr(), self.made, len(packed.table)
-        given.kept, given.sums, given.scores = at, at + 4 * self._hidden, at + 4 * (self._hidden + packed.most)
-        given.threshold, given.left = self._threshold, 0
+    def packed_at(self, slot: int) -> list[int]:
+        """Return what compiled layers read to go on asking about a slot."""
+        packed, at = self._packed, self._numbers.data_ptr()
+        return [
+            slot, packed.table.data_ptr(), self.made, len(packed.table), _bits_of(self.test.threshold),
+            self._kept.data_ptr(), at, at + 4 * packed.most, 0,
+        ]  # fmt: skip
 
-    def take(self, given: Any) -> None:
-        """Read from the parameters what came of it."""
-        self.made = given.asked
-        self.left = given.left or None
-        given.tests_end = 0
+    def take(self, packed: Sequence[int], layer: int) -> None:
+        """Take in what came of it; ``layer`` is where some row's check ended the call, or 0."""
+        self.made = packed[tables.ASKED_MADE]
+        self.left = layer if layer and packed[tables.ASKED_LEFT] == layer else None
 
     @property
     def scores(self) -> list[float]:
         """Scores of the checks that were made."""
-        start = self._hidden + self._packed.most
-        return self._room[start : start + self.made].tolist()
+        start = self._packed.most
+        return self._numbers[start : start + self.made].tolist()
+
+    @property
+    def states(self) -> Tensor:
+        """States that were checked, ``[made, hidden_size]``."""
+        return self._kept[: self.made]
