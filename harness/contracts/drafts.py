@@ -102,7 +102,8 @@ class DraftRule:
         """See a verification on its way: a view whose rows are places, of each watched row all that are that deep.
 
         ``view.rows`` and ``view.position`` say whose and where; a draft's token joins after the layer that drafted it.
-        At the last layer the rows are those of one draft, and their logits those that verify it, at no cost. Nothing is computed until it is asked for, which may be as late as :meth:`verified`.
+        At the last layer the rows are those of one draft, and their logits those that verify it, at no cost. Nothing
+        is computed until it is asked for, which may be as late as :meth:`verified`.
         """
 
     def verified(self, draft: Draft, accepted: int) -> None:

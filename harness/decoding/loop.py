@@ -37,7 +37,7 @@ from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.prompt_exits import PromptMaps, ShallowPrompt, deepen, read_shallow
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
-from harness.decoding.step import RowSelection, Pass, PrefixPass, TokenPass
+from harness.decoding.step import Pass, PrefixPass, RowSelection, TokenPass
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 

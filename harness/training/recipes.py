@@ -165,9 +165,9 @@ class Shortcut(TraceOptions):
     ridge: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")
     steps: int = Field(default=0, ge=0, description="Steps of AdamW behind the closed form.")
     batch: int = Field(default=256, ge=1, description="Tokens of a step, each read at three random exits.")
-    learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Peak of a cosine schedule.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Peak of a cosine schedule.")
     distill: float = Field(
-        default=0.5, ge=0, le=1, description="Share of an exit's loss that follows the last layer, not the next token."
+        default=1.0, ge=0, le=1, description="Share of an exit's loss that follows the last layer, not the next token."
     )
 
     @field_validator("name")

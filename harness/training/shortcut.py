@@ -141,7 +141,7 @@ def _descend(
     assert isinstance(head, Linear)
     rows, labels = _followed(data, data.learned)
     said = data.columns["final"][rows].long()
-    classes, places = torch.unique(torch.cat((labels, said)), return_inverse=True)  # others of the vocabulary teach little
+    classes, places = torch.unique(torch.cat((labels, said)), return_inverse=True)  # others would teach little
     labels, weight = places[: len(labels)], head.weight[classes]
     bias = None if head.bias is None else head.bias[classes]
     points, hidden = data.exit_points, exit_states(data.traces, {}, rows)

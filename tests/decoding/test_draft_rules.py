@@ -287,7 +287,9 @@ def test_watching_changes_nothing_and_costs_no_layer(llama: Any, prompts: list[l
 
         def verified(self, draft: Draft, accepted: int) -> None:
             said = [token for _, token in self.seen]
-            assert said[:accepted] == draft.tokens[:accepted], "the last layer's tokens are what drafts are held against"
+            assert said[:accepted] == draft.tokens[:accepted], (
+                "the last layer's tokens are what drafts are held against"
+            )
             assert len(said) >= accepted
             self.seen.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
@@ -17,7 +18,7 @@ class Recycling(DraftSource):
     """Propose, token by token, the last layer's best successor of the same token when it was last read.
 
     Verification reads the last layer at every place of a draft, also behind the first wrong one: what it said there
-    is not lost. Asked behind a source that reads text (``lossless+suffix+recycling``), it drafts where that has nothing.
+    is not lost. Behind a source that reads text (``lossless+lookup+recycling``) it drafts where that has nothing.
 
     Source: Luo et al., "Token Recycling", 2024, arXiv 2408.08696. What differs: the paper keeps eight successors of
     each token and drafts a static tree of 80 nodes; here it is a chain of the best. The paper also reads logits behind
@@ -47,7 +48,7 @@ class _Recycling(DraftRule):
         row = self._rows.get(draft.row)
         if row is None or row.prompt is not draft.prompt:
             text = [*draft.prompt, *draft.token_ids]
-            row = self._rows[draft.row] = _Row(draft.prompt, dict(zip(text, text[1:], strict=False)))
+            row = self._rows[draft.row] = _Row(draft.prompt, dict(pairwise(text)))
         said = [*draft.token_ids[-1:], *draft.tokens][-1:]
         while len(said) <= min(self._k, max_tokens) and said[-1] in row.successors:
             said.append(row.successors[said[-1]])

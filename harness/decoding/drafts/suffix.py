@@ -33,9 +33,9 @@ class Suffix(DraftSource):
     Rule: p(t) mixes, from the longest match down, how often t followed; n occurrences leave (c / (n + c))^√j to shorter
     matches, c = 1.5, j the lengths by which the match can be shortened before there are more of them. A draft goes on
     with the likeliest t, along the occurrences that have it. Of all its lengths that one is proposed which promises
-    most tokens per cost: (b + 1 + Σ_i p₁·…·p_i) / C(b + 1 + k), C(n) the measured cost of a pass of n rows, which climbs
-    in steps, b the rows of other requests in it; none where that promises most. Where nothing was measured, further
-    rows are free.
+    most tokens per cost: (b + 1 + Σ_i p₁·…·p_i) / C(b + 1 + k), C(n) the measured cost of a pass of n rows, which
+    climbs in steps, b the rows of other requests in it; none where that promises most. Where nothing was measured,
+    further rows are free.
 
     After Oliaro et al., "SuffixDecoding", 2024, arXiv 2411.04975: a continuation's frequency says how far to draft.
     What differs: occurrences of every length count, as in prediction by partial matching (Cleary and Witten 1984),
