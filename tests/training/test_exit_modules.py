@@ -102,7 +102,7 @@ def test_training_lowers_the_loss_that_was_asked_for(
     begun = fit(tiny_llama, traced, tmp_path / "begun", exit_module=text)
     trained = fit(tiny_llama, traced, tmp_path / "trained", exit_module=text, steps=60, **more)
     before, after = (surprise(tiny_llama, traced, one, text, distill) for one in (begun, trained))
-    assert after < before - 0.02
+    assert after < before - 0.01
     assert trained.facts["exit_module"] == text
     assert trained.facts["recipe"] == {"exit_module": text, "ridge": 1e-4, "steps": 60, **more}
     again = fit(tiny_llama, traced, tmp_path / "again", exit_module=text, steps=60, **more)
