@@ -24,15 +24,14 @@ from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places
 from reports.statistics.intervals import mean_interval
 
+READ = 4096  # tokens of a trace that are read through another artefact, at most: every n-th
+
 
 def traced(out: Path, **options: Any) -> Traces:
     """Trace documents into a folder, unless that was done; ``options`` are those of ``harness trace``."""
     if (out / "index.json").is_file():
         return Traces.open(out)
     return trace(TraceCommand.build({**options, "out": out}), Silent())
-
-
-READ = 4096  # tokens of a trace that are read through another artefact, at most: every n-th
 
 
 def measured(found: Traces, model: str = "", shortcut: Path | None = None) -> dict[str, Any]:
