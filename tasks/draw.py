@@ -6,8 +6,9 @@ those a larger one gives, and twenty samples cost about twenty rows of reading a
 met on the way are reported beside the samples and do not count towards the limit. Of editor sessions
 (:mod:`tasks.sessions`) the limit counts documents, and all samples of one follow one another.
 
-What tuning has read is no test of it. Two checks: a document that it was tuned on is passed over whole, and so is a
-sample whose next tokens it has read elsewhere word for word, together with the context just before them.
+What tuning has read is no test of it. Three checks: a document that it was tuned on is passed over whole, and one of a
+project of which it was tuned on others, and a sample whose next tokens it has read elsewhere word for word, together
+with the context just before them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from tasks.sessions import ORIGINS
 Made = TypeVar("Made")
 
 SEEN = "document the model was tuned on"
+OVERLAP = "of a project the model was tuned on"
 DUPLICATE = "near-duplicate of what tuning has read"
 _IS_A_TRACE = "holds the requests of an editor session. Use --scenario session"
 
@@ -119,6 +121,8 @@ def _made(
         return BadRow(row.sample_id, f"row {row.number}: {_IS_A_TRACE}")
     if request.seen and document_key(whole(row)) in request.seen:
         return Skipped(SEEN)
+    if request.seen_projects and _project(row, protocol.language) in request.seen_projects:
+        return Skipped(OVERLAP)
     return _unless_it_breaks(partial(_samples, protocol, row, tokenizer, request), index, row.sample_id)
 
 
@@ -149,7 +153,7 @@ def _samples(
             )
     text = whole(row)
     document = hashlib.sha256(text.encode()).hexdigest()[:16]
-    project = row.project or protocol.language.project(text)
+    project = _project(row, protocol.language)
     return tuple(
         replace(
             sample,
@@ -164,6 +168,10 @@ def _samples(
         )
         for sample in samples
     )
+
+
+def _project(row: Document | LineRow | GapRow | TraceRow, language: Language) -> str | None:
+    return row.project or language.project(whole(row))
 
 
 def _prompts(sample: Sample) -> Iterator[tuple[int, ...]]:
@@ -237,7 +245,7 @@ def collect(rows: Rows, language: Language, *, limit: int | None, seed: int) -> 
             bad.append(row)
             continue
         text = whole(row)
-        document = Document(row.number, row.sample_id, text, row.project or language.project(text))
+        document = Document(row.number, row.sample_id, text, _project(row, language))
         documents.append(document)
         digest.update(json.dumps([document.sample_id, document.text]).encode() + b"\n")
     if not documents:
@@ -274,8 +282,10 @@ def _nothing_drawn(rows: Rows, protocol: AnyProtocol, bad: Sequence[BadRow], ski
     causes += [f"skipped: {_counts(skipped)}"] if skipped else []
     instead = "use --source embedded" if Document in protocol.origins else "give other data with --source"
     remedy = "Ask for fewer new tokens." if rows.kind == "embedded" else f"Correct the data, or {instead}."
-    if skipped and not bad and set(skipped) <= {SEEN, DUPLICATE}:
+    if skipped and not bad and set(skipped) <= {SEEN, OVERLAP, DUPLICATE}:
         remedy = "Give other data with --source, or run base weights from an empty --artefacts folder."
+        if OVERLAP in skipped:
+            remedy = f"{remedy[:-1]}; --allow-overlap draws other files of projects that tuning knows."
     return f"{rows.label}: none of its {len(rows)} rows can be used ({'; '.join(causes)}). {remedy}"
 
 

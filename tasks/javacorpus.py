@@ -10,7 +10,7 @@ from tasks.sources.embedded import jdk_sources
 
 
 class JavaCorpus(CodeCompletion):
-    """Java files from GitHub: the Java Corpus as CodeXGLUE prepared it; embedded, the JDK's java.base.
+    """Java files from GitHub: the Java Corpus as CodeXGLUE prepared it; embedded, the JDK's modules.
 
     Source: Allamanis, Sutton, "Mining Source Code Repositories at Massive Scale using Language Modeling", MSR 2013.
     """

@@ -112,7 +112,7 @@ class RunConfig(ModelConfiguration):
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
         "On which samples": (
             *("tasks", "scenario", "protocol", "source", "limit", "skip", "duplicates", "max_new_tokens", "seed"),
-            "allow_code_execution",
+            *("allow_overlap", "allow_code_execution"),
         ),
         "How it is measured": (
             *("batch_size", "repeats", "arrival_rate", "block_size", "attribute", "strict", "idle_s"),
@@ -155,6 +155,9 @@ class RunConfig(ModelConfiguration):
         default="skip",
         description="Samples whose next tokens tuning has read, 20 in a row with the context before them: skip, or "
         "keep and mark",
+    )
+    allow_overlap: bool = Field(
+        default=False, description="Draw samples of projects, too, of which tuning has read other files."
     )
     allow_code_execution: bool = Field(
         default=False,

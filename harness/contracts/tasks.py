@@ -49,6 +49,7 @@ class TaskRequest:
     seed: int = 0  # decides every random choice of the sampling
     split: Split = "test"  # part of the dataset, where it has several. A source of one file is taken whole
     seen: frozenset[str] = frozenset()  # keys (document_key) of documents the model was tuned on; they are never drawn
+    seen_projects: frozenset[str] = frozenset()  # likewise, what those belong to: of these nothing is drawn
     # tells whether tuning read a run of some tokens word for word; None where that is not known
     was_read: Callable[[Sequence[int]], bool] | None = None
     duplicates: Duplicates = "skip"  # what becomes of a sample whose reference was read so: skip or, marked, keep

@@ -59,7 +59,7 @@ class ArtefactFacts(BaseModel):
         exit_head: that it was trained for: ``shared``, or ``shortcut:`` and a hash.
         num_layers, hidden_size, exit_points: of the model.
         documents: keys of what it has read. ngrams: index of all its texts, in a file beside it.
-        projects: that what a tuning has learned from belongs to, as far as it says so.
+        projects: that these belong to, as far as they say so.
         data: what a tuning has read, by task and source. trained_on: likewise, of any other training.
         recipe: how it was trained. training: of a checkpoint, the settings that it goes on with.
         start: the tuning that this one went on from. seed: of all that was random. steps, tokens: trained on so far.

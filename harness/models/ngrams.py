@@ -128,9 +128,10 @@ def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
 
 @dataclass(frozen=True)
 class SeenDocuments:
-    """Documents that artefacts have read."""
+    """Documents that artefacts have read, by key, and the projects that they are of, as far as they say so."""
 
     documents: frozenset[str] = frozenset()
+    projects: frozenset[str] = frozenset()
     indices: Mapping[Path, tuple[Path, Mapping[str, Any]]] = field(default_factory=dict)
     unindexed: tuple[Path, ...] = ()
 
@@ -144,6 +145,7 @@ class SeenDocuments:
 def find_seen(base: str, folders: Iterable[Path]) -> SeenDocuments:
     """Return what all artefacts of these base weights have read."""
     keys: set[str] = set()
+    projects: set[str] = set()
     indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
     unindexed: list[Path] = []
     for file, facts in look_through(folders):
@@ -151,8 +153,9 @@ def find_seen(base: str, folders: Iterable[Path]) -> SeenDocuments:
             continue
         documents, index = facts.get("documents", ()), facts.get("ngrams")
         keys.update(documents)
+        projects.update(facts.get("projects", ()))
         if isinstance(index, dict):
             indices[file.parent / str(index.get("file"))] = (file.parent, index)
         if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
             unindexed.append(file)
-    return SeenDocuments(frozenset(keys), indices, tuple(unindexed))
+    return SeenDocuments(frozenset(keys), frozenset(projects), indices, tuple(unindexed))

@@ -197,6 +197,8 @@ class TaskRecord(Record):
         samples: number of samples drawn. bad_rows: rows that could not become samples.
         duplicates: samples drawn although tuning has read them (``--duplicates keep``), or skipped for it; ``None``
             where that is not known.
+        overlapping: samples of projects whose other files tuning has read (``--allow-overlap``). unknown_projects:
+            samples that do not say which project they are of. ``None`` in older runs, which did not ask.
         unindexed: names of the artefacts that do not say all they have read, so that more may be duplicates.
         defined_by: package that defines the task, its protocol and the scores whose names begin with its own; empty
             where they are registered ones.
@@ -212,6 +214,8 @@ class TaskRecord(Record):
     samples: Count
     bad_rows: Count
     duplicates: Count | None = None
+    overlapping: Count | None = None
+    unknown_projects: Count | None = None
     unindexed: tuple[str, ...] = ()
     detail: dict[str, str] = Field(default_factory=dict)
     defined_by: str = ""

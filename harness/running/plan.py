@@ -145,6 +145,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         max_positions=model.info.max_positions,
         vocab_size=model.info.vocab_size,
         seen=model.seen.documents,
+        seen_projects=frozenset() if config.allow_overlap else model.seen.projects,
         was_read=None if ngrams is None else ngrams.has_run_of,
         duplicates=config.duplicates,
         allow_code_execution=config.allow_code_execution,
@@ -172,6 +173,8 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         samples=len(data.samples),
         bad_rows=len(data.bad_rows),
         duplicates=data.duplicates,
+        overlapping=sum(sample.project in model.seen.projects for sample in data.samples),
+        unknown_projects=sum(sample.project is None for sample in data.samples),
         unindexed=tuple(sorted({file.stem for file in model.seen.unindexed})),
         detail=dict(data.source.detail),
     )

@@ -152,6 +152,7 @@ def count_tokens(options: TokenShortlist, run: TrainingRun) -> Trained:
             for stream, count in zip(streams, counts, strict=True)
         ],
         "documents": sorted({document_key(one.text) for stream in streams for one in stream.corpus.documents}),
+        "projects": sorted({one.project for stream in streams for one in stream.corpus.documents if one.project}),
         "order": False,
         "held_out": {name: dict(zip(map(str, STEPS), shares, strict=False)) for name, shares in covered.items()},
         "made": provenance(run.command),

@@ -44,14 +44,29 @@ def read_corpora(
             yield task.name, corpus
 
 
+def hold_out(projects: Sequence[str | None], count: int) -> list[int]:
+    """Return the places of about ``count`` documents, one at least, whose projects no other document is of.
+
+    A document that names none is a project of its own. Where every project has more, they are the first documents.
+    """
+    places: dict[str | int, list[int]] = {}
+    for place, project in enumerate(projects):
+        places.setdefault(place if project is None else project, []).append(place)
+    count, found = max(1, count), list[int]()
+    for group in places.values():
+        if len(found) + len(group) <= count:
+            found += group
+    return found or list(range(min(count, len(projects))))
+
+
 def read_streams(
     tasks: Sequence[Task], sources: Sequence[str], tokenizer: Tokenizer, *, split: Split, length: int,
     documents: int | None, seed: int, note: Callable[[str], None], known: frozenset[str] = frozenset(),
 ) -> list[Stream]:  # fmt: skip
     """Read every task from every source into sequences of ``length`` tokens.
 
-    The seed decides the order and which documents are held out; those with keys in ``known``, which the model has
-    learned from, cannot be.
+    The seed decides the order and which documents are held out, see :func:`hold_out`; those with keys in ``known``,
+    which the model has learned from, cannot be.
     """
     corpora: list[tuple[str, Corpus, list[Document]]] = []
     unseen: set[str] = set()
@@ -62,7 +77,8 @@ def read_streams(
                 f"{corpus.source.label} ({name}, {split}) holds only documents that the model has learned "
                 "from, and nothing to measure on. Add others, or give the documents and the --seed of the start."
             )
-        kept = fresh[: max(1, round(len(corpus.documents) * HELD_OUT))]
+        apart = hold_out([document.project for document in fresh], round(len(corpus.documents) * HELD_OUT))
+        kept = [fresh[place] for place in apart]
         unseen.update(document_key(document.text) for document in kept)
         corpora.append((name, corpus, kept))
     streams = []

@@ -37,7 +37,7 @@ from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
 from harness.models.ngrams import NgramIndex, write_index
 from harness.registry import TASKS
-from harness.training.corpus import read_corpora
+from harness.training.corpus import hold_out, read_corpora
 from harness.training.identity import identity, provenance
 from harness.training.recipes import PromptExit
 
@@ -222,9 +222,9 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
         [TASKS.load(name)() for name in options.tasks], options.sources, options.split, limit=options.documents,
         seed=options.seed, note=run.progress.stage,
     ):  # fmt: skip
-        apart, rest = _by_project(corpus.documents, max(1, round(HELD_OUT * len(corpus.documents))))
-        held_out += apart
-        learned += rest
+        apart = hold_out([one.project for one in corpus.documents], round(HELD_OUT * len(corpus.documents)))
+        held_out += [corpus.documents[place] for place in apart]
+        learned += [one for place, one in enumerate(corpus.documents) if place not in apart]
         streams.append(f"{task}, {corpus.source.label}")
     kept = {document_key(document.text) for document in held_out}
     learned = [document for document in learned if document_key(document.text) not in kept]
@@ -269,6 +269,7 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
         **options.model_dump(include={"before", "rank", "ridge", "steps", "learning_rate", "seed"}),
         "trained_on": {"streams": streams, "tokens": sum(map(len, texts))},
         "documents": sorted({document_key(document.text) for document in (*learned, *held_out)}),
+        "projects": sorted({document.project for document in (*learned, *held_out) if document.project}),
         "held_out": {
             "prompts": len(prompts),
             "projects": sorted({document.project for document in held_out if document.project}),
@@ -287,17 +288,6 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
     lines += [f"| {layer} | {agreement:.3f} | {whole:.2f} |" for layer, (agreement, whole) in measured.items()]
     note = f"{len(prompts)} held-out prompts, {NEW} tokens behind each, the last {options.tail} of a prompt read whole."
     return Trained("\n".join(lines), f"{note} The maps are {artefact.path}")
-
-
-def _by_project(documents: Sequence[Document], count: int) -> tuple[list[Document], list[Document]]:
-    """Return so many documents of as few projects as it takes, and those of all others."""
-    projects: dict[str, list[Document]] = {}
-    for document in documents:
-        projects.setdefault(document.project or document.sample_id, []).append(document)
-    apart: list[Document] = []
-    while len(apart) < count and len(projects) > 1:
-        apart += projects.pop(next(iter(projects)))
-    return apart[:count], [document for rest in projects.values() for document in rest]
 
 
 def measure(

@@ -39,7 +39,7 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         RunConfig(
             **{name: getattr(options, name) for name in {"max_new_tokens", *shared}},
             decode="lossless" if options.strategies else "lossy", limit=options.prompts, duplicates="keep",
-            weights_format=REFERENCE, energy="none",
+            allow_overlap=True, weights_format=REFERENCE, energy="none",
         )
     )  # fmt: skip
     for point in plan.points if options.strategies else ():

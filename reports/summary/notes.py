@@ -184,6 +184,8 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
         yield from _about_duplicates(task, manifest)
+        if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
+            yield from _about_projects(task)
         if broken := sum(len(cell.broken) for cell in here):
             yield (
                 f"{task.name}: {broken} failure(s) over the operating points, counted as errors; they are neither "
@@ -203,8 +205,22 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
                 f"{task.name}: full depth finished no sample, so nothing is compared with it (speed-up, agreement, "
                 "differences). Finish the run with `harness run --resume`."
             )
-    if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
-        yield PROJECTS
+
+
+def _about_projects(task: TaskRecord) -> Iterator[str]:
+    if task.overlapping is None or task.unknown_projects is None:
+        yield f"{task.name}: {PROJECTS}"
+        return
+    if task.overlapping:
+        yield (
+            f"{task.name}: of {task.overlapping} of {task.samples} samples tuning has read other files of the same "
+            "project, drawn as asked."
+        )
+    if task.unknown_projects:
+        yield (
+            f"{task.name}: {task.unknown_projects} of {task.samples} samples do not say which project they are of: "
+            "tuning may have read other files of it."
+        )
 
 
 def _about_duplicates(task: TaskRecord, manifest: Manifest) -> Iterator[str]:

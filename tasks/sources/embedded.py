@@ -35,8 +35,11 @@ _NOT_LIBRARY = {
 }
 """Tests, packages, programs and tables."""
 
+_TABLES = {"jdk.localedata", "jdk.charsets"}
+"""Modules of the JDK that hold no code to speak of."""
+
 TRAIN_SHARE, VALIDATION_SHARE = 0.60, 0.05
-"""Of the files; the rest are for tests. Python has fewer than 500, and a comparison wants at least 100."""
+"""Of the projects; the rest are for tests."""
 
 
 class SourceFiles(Rows):
@@ -61,10 +64,10 @@ class SourceFiles(Rows):
         return len(self._names)
 
     def part(self, split: Split) -> SourceFiles:
-        """Return the files of one split: their names alone decide, so that a file is never in two of them."""
-        label = f"{self.label}, {split} files" if split != "test" else self.label
-        names = [name for name in self._names if _split_of(name) == split]
-        detail = {**self.detail, "split": f"{split}, by hash of the file name"}
+        """Return the files of one split: the project's name alone decides, so that none is in two of them."""
+        label = f"{self.label}, {split} projects" if split != "test" else self.label
+        names = [name for name in self._names if _split_of(_project_of(name)) == split]
+        detail = {**self.detail, "split": f"{split}, by hash of the project"}
         return SourceFiles(label, self._language, names, content=self._content, detail=detail, release=self.release)
 
     def close(self) -> None:
@@ -81,12 +84,16 @@ class SourceFiles(Rows):
             return BadRow(name, f"row {index + 1}: {error}")
         except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
             return BadRow(name, f"row {index + 1}: {name} cannot be read ({reason(error)})")
-        package = name.partition("/")[0].removesuffix(".py") if self._language is PYTHON else None  # Java's says it
-        return Document(index + 1, name, self._language.without_comments(text), package)
+        return Document(index + 1, name, self._language.without_comments(text), _project_of(name).removesuffix(".py"))
 
 
-def _split_of(name: str) -> Split:
-    share = int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
+def _project_of(name: str) -> str:
+    """Return the package or module of Python's library that a file is of, or the JDK's module."""
+    return name.partition("/")[0]
+
+
+def _split_of(project: str) -> Split:
+    share = int(hashlib.sha256(project.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) / 2**32
     return "train" if share < TRAIN_SHARE else "test" if share < 1 - VALIDATION_SHARE else "validation"
 
 
@@ -111,7 +118,7 @@ def standard_library() -> SourceFiles:
 
 
 def jdk_sources() -> SourceFiles:
-    """Return the classes of ``java.base`` from the ``src.zip`` of the first installed JDK that has one."""
+    """Return the classes of all modules from the ``src.zip`` of the first installed JDK that has one."""
     for home in jdk_homes():
         if (path := home / "lib" / "src.zip").is_file():
             break
@@ -127,14 +134,14 @@ def jdk_sources() -> SourceFiles:
     names = [
         name
         for name in archive.namelist()
-        if name.startswith("java.base/") and name.endswith(".java") and not name.endswith("-info.java")
+        if name.endswith(".java") and not name.endswith("-info.java") and _project_of(name) not in _TABLES
     ]
     if not names:
         archive.close()
-        raise DataError(f"the JDK's sources {path} hold no java.base. Install the JDK's source package.")
+        raise DataError(f"the JDK's sources {path} hold no class. Install the JDK's source package.")
     version = _version(home) or "of unknown version"
     return SourceFiles(
-        f"embedded: JDK {version.split('.')[0]} java.base sources",
+        f"embedded: JDK {version.split('.')[0]} sources",
         JAVA,
         names,
         content=archive.read,

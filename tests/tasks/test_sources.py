@@ -168,16 +168,17 @@ def make_jdk(home: Path, files: dict[str, str], version: str = "21.0.4") -> Path
 
 
 def test_jdk_of_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, green: Any) -> None:
-    files = {f"java.base/java/lang/{name}.java": CLASS for name in "GFEDCBA"}
-    noise = {"java.base/module-info.java": CLASS, "java.xml/A.java": CLASS, "java.base/java/lang/readme.txt": CLASS}
+    files = {f"{module}/lang/{name}.java": CLASS for module in ("java.base", "java.xml") for name in "GFEDCBA"}
+    noise = {"java.xml/module-info.java": CLASS, "jdk.localedata/A.java": CLASS, "java.xml/lang/readme.txt": CLASS}
     monkeypatch.setenv("JAVA_HOME", str(make_jdk(tmp_path / "jdk", {**files, **noise})))
     rows = embedded.jdk_sources()
     assert [rows.read(index).sample_id for index in range(len(rows))] == sorted(files)
     data = JavaCorpus().load(green(), words)
-    assert data.source.label == "embedded: JDK 21 java.base sources"
+    assert data.source.label == "embedded: JDK 21 sources"
     drawn = {sample.sample_id for sample in data.samples}
     assert drawn == {rows.part("test").read(index).sample_id for index in range(len(rows.part("test")))}
-    assert 0 < len(drawn) < len(files)
+    assert {name.partition("/")[0] for name in drawn} == {"java.xml"}
+    assert {sample.project for sample in data.samples} == {"java.xml"}
     assert "licence" not in words.decode(data.samples[0].prompt_ids)
 
 

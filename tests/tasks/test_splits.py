@@ -36,12 +36,14 @@ def in_memory(names: Iterable[str]) -> SourceFiles:
 # ------------------------------------------------------------------------------------ embedded files
 
 
-def test_every_file_is_in_one_split() -> None:
-    rows = in_memory(f"folder{number % 9}/module_{number}.py" for number in range(3000))
+def test_every_project_is_in_one_split() -> None:
+    rows = in_memory([f"folder{number % 2000}/module_{number}.py" for number in range(4000)] + ["module.py"])
     parts = {split: names_of(rows.part(split)) for split in SPLITS}
     assert sorted(name for names in parts.values() for name in names) == names_of(rows)
-    shares = {split: len(names) / 3000 for split, names in parts.items()}
+    shares = {split: len(names) / 4000 for split, names in parts.items()}
     assert shares == pytest.approx({"train": 0.60, "validation": 0.05, "test": 0.35}, abs=0.03)
+    projects = [{name.partition("/")[0] for name in names} for names in parts.values()]
+    assert sum(map(len, projects)) == len(set.union(*projects)) == 2001
 
 
 # --------------------------------------------------------------------------------------- hub and paths
@@ -138,6 +140,17 @@ def test_what_was_learned_from_is_not_drawn_in_any_form(
     assert data.source.detail["skipped"] == "6 × document the model was tuned on"
 
 
+def test_a_project_of_which_something_was_learned_is_not_drawn(make_rows: Callable[..., Any], words: Any) -> None:
+    projects = ["known", None, "new"]
+    rows = make_rows([record(number, "text") | {"project": projects[number % 3]} for number in range(9)])
+    data = draw(rows, DOCUMENTS, words, TaskRequest("any", "x", seen_projects=frozenset({"known"})))
+    assert {sample.project for sample in data.samples} == {None, "new"}
+    assert data.source.detail["skipped"] == "3 × of a project the model was tuned on"
+    rows = make_rows([record(number, "text") | {"project": "known"} for number in range(9)])
+    with pytest.raises(DataError, match=r"none of its 9 rows .*--allow-overlap draws other files"):
+        draw(rows, DOCUMENTS, words, TaskRequest("any", "x", seen_projects=frozenset({"known"})))
+
+
 @pytest.mark.parametrize(("task", "language"), [(Py150(), "python"), (JavaCorpus(), "java")])
 def test_official_lines_and_documents_of_one_file_have_one_key(task: Any, language: str, data: Path) -> None:
     """A model that learned from the documents is not measured on their lines."""
@@ -176,6 +189,18 @@ def test_a_run_passes_over_what_anything_trained_for_its_model_has_seen(
     assert sorted(drawn_by(tmp_path / "out")) == ["doc-5", "doc-6", "doc-7"]
     (task,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
     assert task["detail"]["skipped"] == "5 × document the model was tuned on"
+    tuning = tmp_path / "artefacts" / tiny_llama.name / "tuning.json"
+    tuning.write_text(json.dumps(json.loads(tuning.read_text()) | {"projects": ["toy"]}))
+    rows = [
+        {"id": place, "code": text, "project": "new" if place == 7 else "toy"} for place, text in enumerate(documents)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for more, drawn, overlapping in ((), ["7"], 0), (("--allow-overlap",), ["5", "6", "7"], 2):
+        out = f"overlap-{overlapping}"
+        ran = tiny_run("--limit", 0, "--source", "rows.jsonl", *more, "--out", out)
+        assert (ran.code, sorted(drawn_by(tmp_path / out))) == (0, drawn), ran.err
+        (task,) = json.loads((tmp_path / out / "manifest.json").read_text())["tasks"]
+        assert (task["overlapping"], task["unknown_projects"]) == (overlapping, 0)
     (tmp_path / "empty").mkdir()  # the remedy that is named where nothing unseen is left
     ran = tiny_run("--limit", 0, "--artefacts", "empty", "--max-new-tokens", 1, "--out", "again")
     assert (ran.code, len(drawn_by(tmp_path / "again"))) == (0, 8), ran.err

@@ -16,6 +16,7 @@ from harness.models.controllers import Observation
 from harness.models.exit_modules import read_shortcuts
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
+from harness.training.corpus import hold_out
 from harness.training.traces.store import Traces
 
 HELD_OUT = 0.1
@@ -91,7 +92,7 @@ def matches(document: Mapping[str, Any], tasks: Sequence[str]) -> bool:
 
 
 def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequence[str] = ()) -> Tensor:
-    """Return which rows belong to held-out documents, ``[n]`` bool; at least one document of each stream.
+    """Return which rows belong to held-out documents, ``[n]`` bool; see :func:`~harness.training.corpus.hold_out`.
 
     ``document`` is the column of that name; the seed decides which, and only streams of ``tasks`` count if there are
     some.
@@ -107,8 +108,9 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
             raise DataError(
                 f"the trace has one document of {stream}: none is left to check on. Trace more --documents."
             )
-        order = torch.randperm(len(numbers), generator=chance)[: max(1, round(HELD_OUT * len(numbers)))]
-        held |= {str(traces.documents[numbers[place]]["key"]) for place in order.tolist()}
+        order = [traces.documents[numbers[place]] for place in torch.randperm(len(numbers), generator=chance).tolist()]
+        apart = hold_out([facts.get("project") for facts in order], round(HELD_OUT * len(order)))
+        held |= {str(order[place]["key"]) for place in apart}
     # by key, so that a copy of a held-out document is not learned from
     chosen = [number for number, facts in enumerate(traces.documents) if facts["key"] in held]
     if len(chosen) == len(traces.documents):

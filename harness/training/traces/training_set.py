@@ -219,6 +219,7 @@ class TrainingSet:
             **self.identity(),
             "trained_on": {"streams": streams, "tokens": int(self.learned.sum())},
             "documents": sorted({found["key"] for found in self.documents}),
+            "projects": sorted({found["project"] for found in self.documents if "project" in found}),
             "ngrams": index_of(self.traces, self.options.folder),
             "made": provenance(self.run.command),
         }
