@@ -170,7 +170,7 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
     progress = run.progress if is_main() else Silent()
     tasks = [TASKS.load(name)() for name in options.tasks]
     # bfloat16 would round away whole-weight steps of 1e-5; LoRA's factors are float32 anyway
-    dtype = "float32" if recipe.method == "full" else "bfloat16"
+    dtype = "bfloat16" if recipe.method == "lora" and in_bfloat16() else "float32"
     resolved = resolve(
         ModelRequest(
             options.model, weights=options.weights, dtype=dtype, exit_points=options.exit_points, seed=options.seed,
@@ -371,7 +371,7 @@ def measure(
     device = next(model.parameters()).device
 
     def read(sequences: Tensor) -> tuple[list[Tensor], Tensor]:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(model.recipe, device.type)):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(device.type)):
             return model.exit_states(sequences.to(device), model.exit_points)
 
     rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out, length)
