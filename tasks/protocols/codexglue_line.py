@@ -11,9 +11,10 @@ model's tokenizer need not have CodeXGLUE's special tokens (see :mod:`tasks.lang
 any of the letters ``<EOL>`` from both ends of a prediction, the text is cut at the mark.
 
 A raw document (``{id, code}`` or an embedded source file) has no official prompt. It is cut here, as CodeXGLUE cut its
-own test set: at a random token of a random line. Lines that are, or touch, a comment or a string that spans lines are
-left out, as are lines of fewer than three tokens and answers without a single name, number or string: completing those
-measures prose or luck.
+own test set, at a random token of a random line, but behind the first fifth of the file: its beginning is imports and
+licences, and has no context. Lines that are, or touch, a comment or a string that spans lines are left out, as are
+lines of fewer than three tokens and answers without a single name, number or string: completing those measures prose
+or luck.
 """
 
 from __future__ import annotations
@@ -31,15 +32,20 @@ from tasks.sessions import session_samples, typed
 from tasks.stops.line import LineEnd
 
 _WORD = re.compile(r"\w")
+CONTEXT = 0.2
+"""Share of a document before the first line that may be cut."""
 
 
 def cut_line(text: str, language: Language, chance: random.Random) -> tuple[str, str] | None:
     """Return the text before a random cut and the rest of the line, or ``None`` when no line can be cut.
 
+    The line begins behind the first fifth of the text.
+
     The cut lies behind a token, so the rest begins with the white space that a tokenizer would put into its first
     token. The rest ends where :meth:`Language.line_end` says.
     """
-    lines = [line for line in language.code_lines(text) if len(line) >= MIN_TOKENS]
+    first = CONTEXT * len(text)
+    lines = [line for line in language.code_lines(text) if len(line) >= MIN_TOKENS and line[0].start >= first]
     chance.shuffle(lines)
     for line in lines:
         cuts = [token.end for token in line[:-1]]

@@ -71,5 +71,8 @@ def test_a_cut_lies_between_tokens_of_a_code_line() -> None:
         ' "a b c d"',
     }
     assert all(source.startswith(before + rest + "\n") for before, rest in cuts)
+    file = "import one.two\n" * 2 + "y = one.two(3)\n" * 8  # nothing is cut in its first fifth
+    late = [cut_line(file, PYTHON, random.Random(seed)) for seed in range(60)]
+    assert all(cut is not None and len(cut[0]) > 30 for cut in late)
     for text in ("", "x\ny\n", "# a b c d\n", '"""a b\nc d e f\n"""\n', "a ( ( (\n"):  # no line of code
         assert cut_line(text, PYTHON, random.Random(0)) is None
