@@ -86,7 +86,7 @@ def test_drafts_of_idle_time_change_no_token_and_are_counted(records: list[dict[
         assert one["prefetch_used"] <= sum(one["accepted"])
     later = [one for one in ahead.values() if not one["sample_id"].endswith("#1")]
     assert sum(one["prefetched"] for one in later) > 0
-    assert all((one["prefetch_s"] > 0) == (one["prefetched"] > 0) for one in later)
+    assert all(one["prefetch_s"] > 0 for one in later if one["prefetched"])
     others = [one for one in records if "prefetch" not in one["operating_point"]]
     assert {(one["prefetched"], one["prefetch_used"]) for one in others} == {(0, 0)}
     assert {one["operating_point"] for one in records if one["prefetched"]} == {f"{DRAFTING}@keep=exact@prefetch=draft"}
