@@ -119,7 +119,8 @@ def registered_draw(config: RunConfig) -> Draw:
 
 def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
     """Return the tasks of a run with the samples it was made of, drawn again; other rows by now are refused."""
-    config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
+    asked = {"allow_overlap": True, **manifest.config}  # runs of before December 2026 did not ask
+    config = RunConfig.build({key: value for key, value in asked.items() if key != "out"})
     planned = registered_draw(config)(find_model(config.request(config.seed)))
     for task, before in zip(planned, manifest.tasks, strict=True):
         if (task.record.fingerprint, task.record.prompts) != (before.fingerprint, before.prompts):
