@@ -146,17 +146,19 @@ class Language:
         kept: list[str] = []
         position = depth = 0
         starts_line = True
-        for token in self.tokens(text):
-            spelling = text[token.start : token.end]
-            is_docstring = self.docstrings and token.kind == "text" and starts_line and depth == 0
-            if token.kind == "comment" or is_docstring:
-                kept += [text[position : token.start], _DOCSTRING if is_docstring else _COMMENT]
-                position = token.end
-            elif token.kind == "newline":
-                starts_line = text[token.start - 1 : token.start] != "\\"  # else the line goes on
+        for match in self.lexer.finditer(text):  # thousands of files are read: :meth:`tokens` takes twice as long
+            kind = match.lastgroup
+            is_docstring = kind == "text" and self.docstrings and starts_line and depth == 0
+            if kind == "comment" or is_docstring:
+                kept += [text[position : match.start()], _DOCSTRING if is_docstring else _COMMENT]
+                position = match.end()
+            elif not self.docstrings:
+                continue
+            elif kind == "newline":
+                starts_line = text[match.start() - 1 : match.start()] != "\\"  # else the line goes on
             else:
                 starts_line = False
-                depth += (spelling in "([{") - (spelling in ")]}")
+                depth += (match[0] in "([{") - (match[0] in ")]}")
         marked = "".join([*kept, text[position:]])
         marked = _COMMENT_LINE.sub("", marked)
         marked = _COMMENT_TAIL.sub("", marked).replace(_COMMENT, "")

@@ -47,7 +47,7 @@ BASES: dict[str, dict[str, str]] = {
     "list": {},
     "show": {"name": "confidence"},
     **{f"train {name}": {"model": "model", "traces": "folder"} for name in TRACED},
-    "train lite": {"model": "model"},
+    "train lite": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "8"},
     "train shortlist": {"model": "model", "sources": "rows.jsonl", "tasks": "py150"},
     "train prompt-exit": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "layers": "2", "documents": "2"},
 }
