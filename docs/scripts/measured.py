@@ -15,7 +15,6 @@ from harness.errors import HarnessError
 from harness.records.calibration import ALL, CALIBRATION, Calibration
 from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import EXIT, Acceptance
-from harness.running.reading import read_run
 from reports.completions.token_kinds import KINDS
 from reports.published.against import FULL, against_green_code, comparison_tables
 from reports.recorded import RecordedRun
@@ -23,10 +22,11 @@ from reports.tables.frame import to_frame
 from reports.tables.run_tables import attribution_tables
 from reports.tables.table import Cell, Column, Line, Part, Table
 
-STREAMS = ("Python's library", "JDK", "CodeXGLUE starts, Python", "CodeXGLUE starts, Java")
-DRAFTED = ("full@lossless+lookup", "classifier:threshold=0.95@lossless", "classifier:threshold=0.95@lossless+lookup")
-LOOKUP, EXITS, BOTH = DRAFTED
-LOSSLESS = ("classifier:threshold=0.95", *DRAFTED, "layerskip:layer=8:length=4@lossless")
+STREAMS = ("Python's library", "JDK", "CodeXGLUE, Python", "CodeXGLUE, Java")
+LOOKUP, SUFFIX = "full@lossless+lookup", "full@lossless+suffix"
+LOSSY, EXITS, BOTH = (f"classifier:threshold=0.95{decode}" for decode in ("", "@lossless", "@lossless+suffix"))
+COLD, WARM = "none", "exact"
+"""What a request of a session leaves to the next."""
 
 Found = Mapping[str, Sequence[RecordedRun]]
 """Study → its runs."""
@@ -53,21 +53,24 @@ PREFIX = _metric("exact prefix", "exact_prefix")
 OWN_TEXT = _metric("own text", "own_text_agreement", "fraction")
 LINE = _metric("exact line", "exact_line")
 SIMILARITY = _metric("edit sim.", "edit_similarity", "fraction")
-MATCH = _metric("exact match", "exact_match")
 SKIPPED = _metric("layers skipped", "layers_skipped", "percent")
 VERIFIED = _metric("tokens / verification", "tokens_per_verification")
 ACCEPTED = _metric("accepted", "acceptance")
-READ = _metric("layers read / token", "layers_read_per_token", ".1f")
 BYTES = _metric("byte model", "byte_model_speedup", "ratio")
 DECODING = _metric("decoding", "decode_speedup", "ratio")
 REQUEST = _metric("whole request", "speedup", "ratio")
-LOST = _metric("to full depth's", "edit_similarity_difference", "difference")
+LOST = _metric("edit sim. to full depth's", "edit_similarity_difference", "difference")
 SAVED = _metric("tokens saved", "tokens_saved", ".0f", scale=100, unit="%")
 ENDED = _metric("stopped early", "stopped", ".0f", scale=100, unit="%")
 KEPT = _metric("accepted characters", "accepted_prefix", ".1f")
 PER_CHARACTER = _metric("time per accepted character", "accepted_character_s", ".1f", scale=1000, unit="ms")
-PREFIX_OVER = _metric("exact prefix over a fixed exit", "exact_prefix_over_fixed", "+.2f")
-SIMILARITY_OVER = _metric("edit sim. over it", "edit_similarity_over_fixed", "difference")
+OVER_TEXT = _metric("over the fastest text drafts", "speedup_over_lossless", "ratio")
+OVER_WARM = _metric("over warm full depth", "speedup_over_first", "ratio")
+PROMPT = _metric("of it the prompt", "prefill_share", ".0f", scale=100, unit="%")
+FIRST_TOKEN = _metric("first token, ms", "session_ttft_p50_s", ".0f", scale=1000)
+LINE_S = _metric("line, ms", "session_latency_p50_s", ".0f", scale=1000)
+COLD_S = _metric("request, ms", "latency_p50_s", ".0f", scale=1000)
+WITHIN = _metric("≤ 200 ms", "within_200_ms")
 
 
 def estimate(row: pd.Series[Any], name: str) -> Estimate | None:
@@ -83,17 +86,24 @@ def text_of(column: Column, row: pd.Series[Any]) -> str:
     return replace(column, cells=(estimate(row, column.name),)).texts[0]
 
 
+def bare(column: Column, row: pd.Series[Any]) -> str:
+    """Return what a metric's column would show of one row without its interval."""
+    found = estimate(row, column.name)
+    return replace(column, cells=(None if found is None else Estimate.of(found.value, None),)).texts[0]
+
+
 def stream(source: str, language: str) -> str:
     """Return the kind of text that a row is of, one of :data:`STREAMS`."""
     if source.startswith("embedded"):
         return STREAMS[language == "java"]
-    return f"CodeXGLUE starts, {language.capitalize()}"
+    return f"CodeXGLUE, {language.capitalize()}"
 
 
 def rows_of(runs: Iterable[RecordedRun], **more: str) -> pd.DataFrame:
     """Return the rows of runs, a stream after the other; ``more`` are columns with one value."""
     frames = [to_frame(run.summary) for run in runs]
     found = pd.concat(frames, ignore_index=True).copy().assign(**more)  # in one piece
+    found["keep"] = found["keep"].fillna("")
     found["text"] = [stream(*pair) for pair in zip(found["source"], found["language"], strict=True)]
     return ordered(found, "text")
 
@@ -143,15 +153,26 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
 
 
 def worth(found: Found, _: Path) -> Iterator[Table]:
-    """Yield what early exit is worth: a line per stream."""
-    by = {(row["text"], row["operating_point"]): row for _, row in rows_of(found["exits"]).iterrows()}
+    """Yield what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
     lines = []
     for text in STREAMS:
-        lossy, *others = (by[text, point] for point in (LOSSLESS[0], EXITS, LOOKUP, BOTH))
-        speeds = [f"{text_of(DECODING, row)} ({text_of(REQUEST, row)})" for row in (lossy, *others)]
-        lines.append((text, speeds[0], text_of(PREFIX, lossy), *speeds[1:]))
-    heads = ("lossy exits¹", "exact prefix kept", "exits, lossless", "look-up, lossless", "both, lossless")
-    yield of_rows(("kind of text", *heads), lines)
+        for how, study, keep, latency in (("cold", "lines", "", COLD_S), ("in an editor", "sessions", WARM, LINE_S)):
+            rows = rows_of(found[study])
+            rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
+            by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
+            speeds = [
+                MISSING if (row := by.get(point)) is None else f"{text_of(REQUEST, row)} ({bare(DECODING, row)})"
+                for point in (EXITS, LOOKUP, SUFFIX, BOTH, LOSSY, "oracle")
+            ]
+            lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
+    heads = ("full depth, ms", PROMPT.header, "exits", "look-up", "suffix", "exits behind suffix")
+    first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
+    yield Table.of_rows("", (*first, *heads, "lossy exits¹", "oracle²"), lines)
+
+
+def base_of(point: str) -> str:
+    """Return an operating point's label without what a session keeps."""
+    return "@".join(part for part in point.split("@") if not part.startswith("keep="))
 
 
 Drafts = Mapping[tuple[str, str], Mapping[tuple[str | None, int | None, str | None], Acceptance]]
@@ -182,12 +203,12 @@ def stood(found: Sequence[Acceptance | None]) -> str:
 
 def draft_sources(found: Found, _: Path) -> Iterator[Table]:
     """Yield which drafts stood, by what drafted them and where."""
-    of = drafts(found["exits"])
+    of = drafts(found["lines"])
     layers = sorted({key[1] for (_, point), keys in of.items() if point == EXITS for key in keys if key[1] is not None})
     wanted = [
-        ("look-up alone", LOOKUP, ("lookup", None, None)),
-        ("look-up, exits behind it", BOTH, ("lookup", None, None)),
-        ("exits behind look-up", BOTH, (EXIT, None, None)),
+        ("look-up", LOOKUP, ("lookup", None, None)),
+        ("suffix", SUFFIX, ("suffix", None, None)),
+        ("exits behind suffix", BOTH, (EXIT, None, None)),
         ("exits alone", EXITS, (EXIT, None, None)),
         *((f"… after layer {layer}", EXITS, (EXIT, layer, None)) for layer in layers),
     ]
@@ -200,28 +221,16 @@ def draft_sources(found: Found, _: Path) -> Iterator[Table]:
 
 def draft_kinds(found: Found, _: Path) -> Iterator[Table]:
     """Yield which drafts stood, by kind of token, all streams together."""
-    of = drafts(found["exits"])
+    of = drafts(found["lines"])
     lines = [
         (kind, *(
             stood([of[text, point].get((source, None, kind)) for text in STREAMS])
-            for point, source in ((EXITS, EXIT), (LOOKUP, "lookup"))
+            for point, source in ((EXITS, EXIT), (SUFFIX, "suffix"))
         ))
         for kind in KINDS
     ]  # fmt: skip
     shown = [line for line in lines if line[1:] != (MISSING, MISSING)]
-    yield of_rows(("kind of token", "exits alone", "look-up alone"), shown)
-
-
-def draft_lengths(found: Found, _: Path) -> Iterator[Table]:
-    """Yield a line per stream, draft source and longest draft."""
-    rows = rows_of(found["draft-lengths"])
-    rows = rows[rows["strategy"] != "full"].assign(
-        drafts=lambda f: f["decode"].map({"lossless": "exits", "lossless+lookup": "look-up, then exits"}),
-        most=lambda f: f["draft_max"].map("{:.0f}".format),
-    )
-    rows = ordered(rows, "text", "drafts", "draft_max")
-    names = {"text": "text", "drafts": "drafts", "most": "at most"}
-    yield listing(rows, names, (VERIFIED, ACCEPTED, BYTES, DECODING))
+    yield of_rows(("kind of token", "exits alone", "suffix"), shown)
 
 
 def kv(found: Found, _: Path) -> Iterator[Table]:
@@ -231,28 +240,33 @@ def kv(found: Found, _: Path) -> Iterator[Table]:
     yield listing(rows[rows["strategy"] != "full"], names, (PREFIX, OWN_TEXT, LINE, SKIPPED, DECODING))
 
 
-def duplicates(found: Found, _: Path) -> Iterator[Table]:
-    """Yield each row twice: of all samples, and of those that tuning has not read."""
-    runs = found["duplicates"]
-    without = [
-        read_run(run.directory, duplicates=False) if any(sample.duplicate for sample in run.samples) else run
-        for run in runs
-    ]
-    rows = pd.concat([rows_of(runs, rows="all"), rows_of(without, rows="without")], ignore_index=True)
-    rows["n"] = rows["n"].map("{:.0f}".format)
-    rows = ordered(rows, "text", "operating_point", "rows")
-    names = {"text": "text", "rows": "rows", "operating_point": "operating point", "n": "files"}
-    yield listing(rows, names, (PREFIX, MATCH, SIMILARITY, SKIPPED, DECODING))
+Way = tuple[str, str, str]
+"""Study, what a request leaves to the next, and what a column's header says of it."""
 
 
-def weights(found: Found, _: Path) -> Iterator[Table]:
-    """Yield full depth and exits of the base model, of one shared head and of a map per exit."""
-    kinds = {"untuned": "base", "shared-head": "tuned, one head", "exits": "tuned, a map per exit"}
-    rows = pd.concat([rows_of(found[study], kind=kind) for study, kind in kinds.items()], ignore_index=True)
-    rows = rows[rows["operating_point"].isin(["full", "fixed:layer=26", "rl"])]
-    rows = ordered(rows, "text")
-    names = {"text": "text", "kind": "weights", "operating_point": "operating point"}
-    yield listing(rows, names, (SIMILARITY, PREFIX, OWN_TEXT, SKIPPED))
+def side_by_side(ways: Mapping[Way, Sequence[Column]]) -> Shown:
+    """Return a table with a line per stream and operating point of the first study, a group of columns for each way."""
+
+    def parts(found: Found, _folder: Path) -> Iterator[Table]:
+        by: dict[tuple[str, str, str, str], pd.Series[Any]] = {}
+        for study in dict.fromkeys(study for study, _, _ in ways):
+            for _, row in rows_of(found[study]).iterrows():
+                by[row["text"], base_of(row["operating_point"]), study, row["keep"]] = row
+        first = next(iter(ways))[0]
+        lines = list(dict.fromkeys(key[:2] for key in by if key[2] == first))
+        texts, names = zip(*lines, strict=True)
+        made = [
+            Column(header="text", kind="text", cells=texts),
+            Column(header="operating point", kind="label", cells=names),
+        ]
+        for (study, keep, how), columns in ways.items():
+            rows = [by.get((*line, study, keep)) for line in lines]
+            for one in columns:
+                cells = tuple(None if row is None else estimate(row, one.name) for row in rows)
+                made.append(replace(one, header=f"{how}: {one.header}", cells=cells))
+        yield Table(title="", columns=tuple(made))
+
+    return Shown(tuple(dict.fromkeys(study for study, _, _ in ways)), parts)
 
 
 def attribution(found: Found, _: Path) -> Iterator[Table]:
@@ -336,10 +350,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = (
-    "attribution", "draft-lengths", "duplicates", "exits", "float32", "heads", "kv", "shared-head",
-    "stopping", "untuned",
-)  # fmt: skip
+_STUDIES = ("attribution", "kv", "lines", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -349,27 +360,26 @@ STUDIES = {
 }
 """Folder → the command that makes it."""
 
-_EXITS = (PREFIX, SIMILARITY, LOST, SKIPPED, DECODING, REQUEST, PREFIX_OVER, SIMILARITY_OVER)
-_ALONE = (
-    *("full", "fixed:layer=14", "fixed:layer=22", "fixed:layer=26", "confidence:threshold=0.9", "entropy"),
-    *("classifier", "lte", "rl", "rl:agent=rl-python", "oracle"),
-)
 TABLES = {
-    "worth": Shown(("exits",), worth),
-    "lossless": points("exits", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, READ, BYTES), *LOSSLESS),
-    "lossless-float32": points("float32", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, BYTES), *LOSSLESS),
-    "draft-sources": Shown(("exits",), draft_sources),
-    "draft-kinds": Shown(("exits",), draft_kinds),
-    "draft-lengths": Shown(("draft-lengths",), draft_lengths),
-    "exits-files": points("exits", _EXITS, *_ALONE, texts=STREAMS[:2]),
-    "exits-rows": points("exits", _EXITS, *_ALONE, texts=STREAMS[2:]),
-    "weights": Shown(("exits", "shared-head", "untuned"), weights),
+    "worth": Shown(("lines", "sessions"), worth),
+    "lossless": side_by_side(
+        {
+            ("lines", "", "cold"): (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
+            ("sessions", WARM, "warm"): (REQUEST, DECODING, OVER_TEXT),
+        }
+    ),
+    "draft-sources": Shown(("lines",), draft_sources),
+    "draft-kinds": Shown(("lines",), draft_kinds),
+    "sessions": side_by_side(
+        {
+            ("sessions", COLD, "cold"): (LINE_S, REQUEST, DECODING, OVER_WARM),
+            ("sessions", WARM, "warm"): (FIRST_TOKEN, LINE_S, WITHIN, REQUEST, DECODING),
+        }
+    ),
     "scores": Shown(("scores",), scores),
     "by-token": Shown(("by-token",), by_token),
     "kv": Shown(("kv",), kv),
-    "duplicates": Shown(("duplicates",), duplicates),
     "attribution": Shown(("attribution",), attribution),
-    "heads": points("heads", (PREFIX, BYTES, DECODING, REQUEST)),
     "stopping": points("stopping", (SAVED, ENDED, KEPT, SIMILARITY, REQUEST, PER_CHARACTER), texts=STREAMS[:2]),
     "green-code-kv": green_code(
         (FULL, "threshold 0.9", "rl:agent=rl-java", "rl:agent=rl-python", "fixed:layer=14"),

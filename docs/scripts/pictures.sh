@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The pictures of README and documentation, made anew from run directories: front.png of the first, leaderboard.png of all;
-# exits-pay.png of the sweeps that results.sh made; endpoint.png of a server that it starts, which
+# exits-pay.png of the sweeps that docs/results/measure made; endpoint.png of a server that it starts, which
 # `python docs/scripts/endpoint.py` makes alone.
 #
 #   docs/scripts/pictures.sh RUN…        `harness` and `chromium` must be on the PATH; a minute

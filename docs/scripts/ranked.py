@@ -19,21 +19,21 @@ from harness.replay.calibrate import document_losses, parse_target
 from measured import (
     BYTES,
     DECODING,
-    LOOKUP,
     LOST,
+    OVER_TEXT,
     PREFIX,
     REQUEST,
     SKIPPED,
     STREAMS,
     Found,
     Shown,
+    bare,
     of_rows,
     rows_of,
     stream,
     text_of,
 )
 from reports.recorded import RecordedRun
-from reports.statistics.intervals import paired_ratio, ratio_interval
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
 from reports.tables.table import Column, Table
 
@@ -47,9 +47,6 @@ LITTLE = 1.05  # layers skipped that would bring less, were deciding free, are t
 NOT_BYTES = 1.05  # what a byte model may promise beyond what was measured before something else must take the time
 
 HEADS = Column(header="LM heads / token", name="lm_head_per_token", form=".1f", cells=())
-
-OVER_LOOKUP = "over_lookup"
-_PARTS = ("", "_low", "_high", "_n")
 
 Setting = tuple[str, str, str]
 """Kind of text, strategy, and its options as JSON: what it runs with, however it was written."""
@@ -74,25 +71,7 @@ def ranked_rows(found: Found) -> pd.DataFrame:
     rows["family"] = [family(*pair) for pair in zip(rows["strategy"], options, strict=True)]
     rows["setting"] = [setting(*each) for each in zip(rows["text"], rows["strategy"], options, strict=True)]
     rows["lossless"] = rows["decode"].str.startswith("lossless")
-    beside = {key: held for run in found["ranking"] for key, held in over_lookup(run).items()}
-    held = [beside.get(key, {}) for key in zip(rows["text"], rows["operating_point"], strict=True)]
-    return rows.join(pd.DataFrame(held, index=rows.index, columns=[f"{OVER_LOOKUP}{part}" for part in _PARTS]))
-
-
-def over_lookup(run: RecordedRun) -> dict[tuple[str, str], dict[str, float]]:
-    """Return how much faster what drafts behind look-up decodes than look-up alone, paired, by text and point."""
-    held = {}
-    for (task, name), cell in run.cells.items():
-        alone = run.cells.get((task, LOOKUP))
-        if alone is None or cell is alone or "lookup" not in cell.point.draft_sources or cell.point.never_exits:
-            continue
-        pairs = cell.decode_pairs(alone)
-        value, interval = paired_ratio(pairs), ratio_interval(pairs)
-        if value is not None and isinstance(interval, tuple):
-            found = dict(zip(_PARTS, (value, *interval, float(len(pairs))), strict=True))
-            key = stream(cell.task.source, cell.task.language), name
-            held[key] = {f"{OVER_LOOKUP}{part}": number for part, number in found.items()}
-    return held
+    return rows
 
 
 def certified(runs: Iterable[RecordedRun]) -> set[Setting]:
@@ -117,7 +96,7 @@ def certified(runs: Iterable[RecordedRun]) -> set[Setting]:
 
 
 def together(
-    rows: Sequence[pd.Series[Any] | None], name: str = "decode_speedup", choices: int = 1
+    rows: Sequence[pd.Series[Any] | None], name: str = REQUEST.name, choices: int = 1
 ) -> tuple[float, float, float]:
     """Return the geometric mean of a ratio over kinds of text and its interval; full depth (1) where there is no row.
 
@@ -161,38 +140,45 @@ def ranking(found: Found, _: Path) -> Iterator[Table]:
     """Yield a line per strategy at its fastest setting: lossless ones first, the faster before the slower."""
     rows = ranked_rows(found)
     rows = rows[rows["strategy"] != "oracle"]
-    names = rows["operating_point"].where(rows["lossless"], rows["family"])
+    names = rows["family"] + ("@" + rows["decode"]).where(rows["lossless"], "")
     lines = []
     for (name, lossless), own in rows.groupby([names, rows["lossless"]], sort=False):
         speeds = {point: together(each) for point, each in _points(own)}
         fastest = max(speeds, key=lambda point: speeds[point][0])
         each = dict(_points(own))[fastest]
         best = together(each, choices=len(speeds))
+        decoding = together(each, DECODING.name, choices=len(speeds))
         prefix, lost = (float(np.mean([row[one.name] for row in each])) for one in (PREFIX, LOST))
         if best[1] <= 1:
             told = f"{'costs more than it saves' if best[2] < 1 else 'no gain that can be told'}: {why(each)}"
-        elif fastest != LOOKUP and "+lookup" in each[0]["decode"]:
-            told = _beside_lookup(each)
+        elif "+" in each[0]["decode"] and each[0]["strategy"] != BASELINE:
+            told = _beside_text(each)
         else:
             told = "worth using" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
-        of_text = {row["text"]: f"{row['decode_speedup']:.2f}×" for row in each}
+        of_text = {row["text"]: f"{bare(REQUEST, row)} ({bare(DECODING, row)})" for row in each}
         cells = [of_text.get(text, MISSING) for text in STREAMS]
-        setting = MISSING if lossless else _options(fastest)
-        words = [str(name), setting, _said(best), f"{prefix:.2f}", told]
+        setting = MISSING if each[0]["strategy"] == BASELINE else _options(fastest)
+        words = [str(name), setting, _said(best), _said(decoding), f"{prefix:.2f}", told]
         lines.append(((bool(lossless), best[0]), [*words, *cells, text_of(LOST, pd.Series({LOST.name: lost}))]))
-    heads = ["strategy", "its setting", "together", "exact prefix", "verdict", *STREAMS, "edit sim. to full depth's"]
+    heads = [
+        "strategy",
+        "its setting",
+        REQUEST.header,
+        DECODING.header,
+        PREFIX.header,
+        "verdict",
+        *STREAMS,
+        LOST.header,
+    ]
     ordered = sorted(lines, key=lambda line: line[0], reverse=True)
     yield of_rows(heads, [cells for _, cells in ordered], label=True)
 
 
-def _beside_lookup(rows: Sequence[pd.Series[Any]]) -> str:
-    """Say whether exits behind look-up are worth using: they are held against look-up alone."""
-    if any(pd.isna(row[OVER_LOOKUP]) for row in rows):
-        return "not held against look-up alone"
-    held = together(rows, OVER_LOOKUP)
-    if held[1] > 1:
-        return f"worth using: {_said(held)} of look-up alone"
-    return f"{'slows look-up down' if held[2] < 1 else 'no gain over look-up that can be told'}: {_said(held)} of it"
+def _beside_text(rows: Sequence[pd.Series[Any]]) -> str:
+    """Say whether exits behind drafts from text are worth using: held against the fastest such drafts alone."""
+    held = together(rows, OVER_TEXT.name)
+    told = "slows text drafts down" if held[2] < 1 else "no gain over text drafts that can be told"
+    return f"{'worth using' if held[1] > 1 else told}: {_said(held)} of text drafts alone"
 
 
 def promised(found: Found, _: Path) -> Iterator[Table]:
@@ -204,8 +190,7 @@ def promised(found: Found, _: Path) -> Iterator[Table]:
         last = {row["text"]: row for _, row in own.iterrows()}  # settings stand from strict to lax
         each = [last.get(text) for text in STREAMS]
         cells = [
-            MISSING if row is None else f"{row['decode_speedup']:.2f}× ({_options(row['operating_point'])})"
-            for row in each
+            MISSING if row is None else f"{bare(REQUEST, row)} ({_options(row['operating_point'])})" for row in each
         ]
         lines.append((together(each), [str(name), *cells]))
     ordered = sorted(lines, key=lambda line: line[0], reverse=True)
@@ -220,7 +205,7 @@ def _points(rows: pd.DataFrame) -> Iterator[tuple[str, list[pd.Series[Any]]]]:
 
 def _options(point: str) -> str:
     """Return an operating point's options that are not the family's own."""
-    options = [option for option in point.split(":")[1:] if not option.startswith("head=")]
+    options = [option for option in point.partition("@")[0].split(":")[1:] if not option.startswith("head=")]
     return ", ".join(options) or "as it ships"
 
 
@@ -231,9 +216,9 @@ def settings(found: Found, _: Path) -> Iterator[Table]:
         shown = (SKIPPED, HEADS, BYTES, PREFIX, LOST)
         means = pd.DataFrame(each)[[one.name for one in shown]].astype("float64").mean()
         cells = [text_of(one, means) for one in shown]
-        speeds = [_said(together(each, one.name)) for one in (DECODING, REQUEST)]
+        speeds = [_said(together(each, one.name)) for one in (REQUEST, DECODING)]
         lines.append([name, *cells[:3], *speeds, *cells[3:]])
-    heads = [*(one.header for one in (SKIPPED, HEADS, BYTES)), "decoding", "whole request", "exact prefix", LOST.header]
+    heads = [one.header for one in (SKIPPED, HEADS, BYTES, REQUEST, DECODING, PREFIX, LOST)]
     yield of_rows(["operating point", *heads], lines, label=True)
 
 

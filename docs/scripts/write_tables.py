@@ -2,10 +2,10 @@
 
     python docs/scripts/write_tables.py [RUNS] [--check] [--docs DIR]
 
-``docs/scripts/results.sh`` makes RUNS (default: studies). Between ``<!-- table: NAME -->`` and ``<!-- /table -->``
-of a page stands the table of that name, with its command, date and machine in one line under it. A block whose runs are
-missing, or not finished, is left as it is and said so. ``--check`` writes nothing, names the blocks that would change
-and then ends with code 1.
+``docs/results/measure`` makes RUNS (default: studies) and calls this. Between ``<!-- table: NAME -->`` and
+``<!-- /table -->`` of a page stands the table of that name, with its command, date and machine in one line under it.
+A block whose runs are missing, or not finished, is left as it is and said so. ``--check`` writes nothing, names the
+blocks that would change and then ends with code 1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Runs:
     def of(self, study: str) -> list[RecordedRun]:
         """Return the finished runs of a study in its order, or all below a folder that is none."""
         if study not in self._read:
-            runs = [read_run(path, stored=True) for path in self._directories(self._folder / study)]
+            runs = [read_run(path) for path in self._directories(self._folder / study)]
             for run in runs:
                 if run.state:
                     raise MissingRunsError(f"{run.directory} is {run.state}")
@@ -81,7 +81,8 @@ def blocks(page: Path) -> list[str]:
 def rendered(table: Shown, runs: Runs, folder: Path) -> str:
     """Return a table in Markdown, and where it comes from."""
     found = {study: runs.of(study) for study in table.studies}
-    return "\n".join([*to_markdown(table.parts(found, folder)), "", provenance(table, found), "", ""])
+    lines = [line.replace(r"<br>\[95 % interval]", "") for line in to_markdown(table.parts(found, folder))]
+    return "\n".join([*lines, "", provenance(table, found), "", ""])  # which says what brackets are
 
 
 def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
@@ -102,7 +103,8 @@ def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     told = ", ".join(dict.fromkeys(cuts))
     if counts := sorted({row.n for row in rows if row.strategy == "full"}):
         span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}"
-        told = f"{span} documents of each kind; {told}; in brackets 95 % intervals over documents"
+        units = "requests" if any(row.keep for row in rows) else "documents"
+        told = f"{span} {units} of each kind; {told}; in brackets 95 % intervals over documents"
     return f"*{'; '.join([*said, told])}.*"
 
 

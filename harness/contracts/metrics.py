@@ -27,7 +27,7 @@ Form: TypeAlias = Literal["count", "number", "seconds", "fraction", "percent", "
 Kind: TypeAlias = Literal["score", "work", "cost", "energy"]
 """Facts that two runs must share to compare it: references, nothing, the machine, the machine and the energy source."""
 Pairing: TypeAlias = Literal["ratio", "difference"]
-Against: TypeAlias = Literal["full", "own_full", "fastest_full"]
+Against: TypeAlias = Literal["full", "own_full", "fastest_full", "fastest_lossless"]
 """Which full depth of a run: its first one; that of the operating point's own weights format and ``keep``; or, of those
 formats that keep the model's tokens, the fastest with that ``keep``. With a single format and ``keep`` they are one and
 the same."""
@@ -64,7 +64,7 @@ class Metric:
             by block) for a ratio, the differences of samples by sample id for a difference; ``None`` where it is not
             defined. Interval, test and correction are made from it.
         paired: compared with full depth, as a ratio of costs or as a mean difference.
-        against: which full depth ``compute`` pairs with.
+        against: what ``compute`` pairs with.
         restates: name of a metric; tables leave this one out where it says the same in every row.
         interval: it has a 95 % interval: the estimates that ``compute`` returns do, and a percentile gets one.
         units: independent units of a point for comparisons of runs: prompts → numbers

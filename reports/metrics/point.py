@@ -60,11 +60,27 @@ class Point:
         ``None`` where the run has no such format.
         """
         _, kept = self.cell.regime
+        near = [cell for (_, keep), cell in full_depths(self.cells).items() if keep == kept]
+        return self._fastest(near)
+
+    @cached_property
+    def fastest_lossless(self) -> Measured | None:
+        """The fastest lossless row of the same ``keep`` that text alone drafts for, chosen as :attr:`fastest_full` is.
+
+        ``None`` where the run has none.
+        """
         near = [
             cell
-            for (name, keep), cell in full_depths(self.cells).items()
-            if keep == kept and self.manifest.model.stored(name).keeps_tokens
+            for cell in self.cells
+            if (point := cell.point).strategy == "full"
+            and point.draft_sources
+            and not (point.never_exits or point.stop or point.prompt_exit)
+            and cell.regime[1] == self.cell.regime[1]
         ]
+        return self._fastest(near)
+
+    def _fastest(self, cells: Iterable[Measured]) -> Measured | None:
+        near = [cell for cell in cells if self.manifest.model.stored(cell.conditions.weights_format).keeps_tokens]
 
         def speed(cell: Measured) -> float:
             return paired_ratio(list(cell.block_pairs(near[0], Measured.request_s).values())) or 0.0

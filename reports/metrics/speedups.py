@@ -1,8 +1,9 @@
 """Costs against full depth, paired by block of samples: how much faster, and with how much less energy.
 
 Ratios of totals, full depth's cost over this one's. Each is stated twice: over full depth in the row's own weights
-format, and over the fastest full depth in a format that keeps the model's tokens: a slow format flatters the first. In
-editor sessions both have the row's own ``keep``; where a run compares several, a third is over its first full depth.
+format, and over the fastest full depth in a format that keeps the model's tokens: a slow format flatters the first.
+Times are also held against the fastest lossless decoding without exits, which a practitioner would run instead. In
+editor sessions all have the row's own ``keep``; where a run compares several, one more is over its first full depth.
 """
 
 from __future__ import annotations
@@ -60,17 +61,23 @@ def _stated_twice(
 ) -> tuple[Metric, Metric]:
     """Declare a ratio over full depth in the row's own weights format, what a strategy gives, and over the fastest."""
     own = _ratio(name, header, meaning, compute=partial(_held, costs, "own_full"), against="own_full", **facts)
-    return own, replace(
+    sections = {title: at + 0.1 for title, at in own.sections.items() if title not in (BYTE_MODEL, LEADERBOARD)}
+    meaning = f"{over_fastest} over the fastest full depth of the run in a format that keeps the model's tokens"
+    return own, _over("fastest", own, costs, meaning, against="fastest_full", restates=name, sections=sections)
+
+
+def _over(name: str, own: Metric, costs: _Costs, meaning: str, *, against: Against, **facts: Any) -> Metric:
+    """Declare a ratio over something else than a full depth of the row's own format."""
+    return replace(
         own,
-        name=f"{name}_over_fastest",
-        header=f"{header} over fastest",
-        meaning=f"{over_fastest} over the fastest full depth of the run in a format that keeps the model's tokens",
-        compute=partial(_held, costs, "fastest_full"),
-        against="fastest_full",
-        restates=name,
+        name=f"{own.name}_over_{name}",
+        header=f"{own.header} over {name}",
+        meaning=meaning,
+        compute=partial(_held, costs, against),
+        against=against,
         units=None,
-        sections={title: at + 0.1 for title, at in own.sections.items() if title not in (BYTE_MODEL, LEADERBOARD)},
         change=None,
+        **facts,
     )
 
 
@@ -161,6 +168,21 @@ NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
 )
 """energy ratio net of idle power
 net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens
+"""
+DECODE_SPEEDUP_OVER_LOSSLESS, SPEEDUP_OVER_LOSSLESS = (
+    _over(
+        "lossless",
+        own,
+        costs,
+        f"{meaning} over the fastest lossless row of the run that only text drafts for",
+        against="fastest_lossless",
+        sections={AGAINST_FULL: own.sections[AGAINST_FULL] + 0.2},
+        verdict=None,
+    )
+    for own, costs, meaning in ((DECODE_SPEEDUP, _decoding, "decoding speed-up"), (SPEEDUP, _requests, "speed-up"))
+)
+"""decoding speed-up over the fastest lossless row of the run that only text drafts for
+speed-up over the fastest lossless row of the run that only text drafts for
 """
 SPEEDUP_OVER_FIRST, ENERGY_RATIO_OVER_FIRST = (
     replace(

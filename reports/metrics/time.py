@@ -119,10 +119,11 @@ DECODE = _seconds(
 )
 PREFILL_SHARE = Metric(
     "prefill_share",
-    "prefill\nshare",
-    "prefill over prefill and decode, all requests",
+    "prompt\nshare",
+    "time to the first token, waiting left out, over all time of a request",
     compute=_prefill_share,
     black_box=True,
     form="percent",
-    sections={TIME: 11},
+    sections={HEADLINE: 6.5, TIME: 11},
+    priority=7,
 )

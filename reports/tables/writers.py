@@ -35,6 +35,8 @@ _ESCAPES = {
     "@": "&#64;",
     "#": "&#35;",
 }
+_NUMBERS = re.compile(r"(?:[\d\s.,×%+−–/()]|\[[\d., +−]+\](?!\())*")
+"""Numbers with their intervals, which no reader of Markdown takes for a link."""
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Excel and others take a cell that begins like this for a formula, the wide ones in East Asia."""
 _WIDEST = 132  # lines of a terminal that are longer are hard to follow
@@ -146,6 +148,12 @@ def _said_once(parts: Iterable[Part]) -> Iterator[Part]:
             yield part
 
 
+def _markdown_cell(text: str, *, label: bool) -> str:
+    if label:
+        return markdown_code(text)
+    return text if _NUMBERS.fullmatch(text) else escape_markdown(text)
+
+
 def _markdown_table(table: Table) -> Iterator[str]:
     if table.title:
         yield from ("", f"**{escape_markdown(table.title)}**")
@@ -153,10 +161,7 @@ def _markdown_table(table: Table) -> Iterator[str]:
     yield from ("", markdown_row("<br>".join(map(escape_markdown, head)) for head in heads))
     yield markdown_row(":--" if column.left else "--:" for column in table.columns)
     headings = dict(table.groups)
-    cells = [
-        [(markdown_code if column.kind == "label" else escape_markdown)(text) for text in column.texts]
-        for column in table.columns
-    ]
+    cells = [[_markdown_cell(text, label=column.kind == "label") for text in column.texts] for column in table.columns]
     for number, row in enumerate(zip(*cells, strict=True)):
         if number in headings:
             yield markdown_row([f"**{escape_markdown(headings[number])}**", *("" for _ in row[1:])])

@@ -29,7 +29,7 @@ from write_tables import STUDIES, TABLES
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "docs" / "scripts"
 FAKE = """#!/bin/sh
-printf 'harness %s\\n' "$*"
+printf '{} %s\\n' "$*"
 """
 
 
@@ -44,11 +44,13 @@ def checkout(tmp_path: Path) -> Path:
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")
     shutil.copytree(SCRIPTS / "results", tmp_path / "docs" / "scripts" / "results")
-    shutil.copy(SCRIPTS / "results.sh", tmp_path / "docs" / "scripts")
+    (tmp_path / "docs" / "results").mkdir()
+    shutil.copy(ROOT / "docs" / "results" / "measure", tmp_path / "docs" / "results")
     (tmp_path / "bin").mkdir()
     (tmp_path / "some" / "where" / "DATA_FOLDER").mkdir(parents=True)
-    (tmp_path / "bin" / "harness").write_text(FAKE)
-    (tmp_path / "bin" / "harness").chmod(0o755)
+    for name in ("harness", "python"):
+        (tmp_path / "bin" / name).write_text(FAKE.format(name))
+        (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
 
 
@@ -56,7 +58,7 @@ def script(checkout: Path) -> subprocess.CompletedProcess[str]:
     """Run the script with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "../../docs/scripts/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where",
+        ["bash", "../../docs/results/measure", "DATA_FOLDER"], cwd=checkout / "some" / "where",
         env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -68,6 +70,7 @@ def test_the_script_makes_what_every_table_is_made_of(checkout: Path) -> None:
     assert {study for table in TABLES.values() for study in table.studies} == STUDIES.keys()
     for command in STUDIES.values():  # what stands under a table may leave out where things lie
         assert any(set(command.split()) <= set(line.split()) for line in made), command
+    assert made[-1] == "python docs/scripts/write_tables.py studies"
     assert (checkout / "data").resolve() == checkout / "some" / "where" / "DATA_FOLDER"
 
 
@@ -121,9 +124,7 @@ def docs(tmp_path: Path) -> Path:
     folder = tmp_path / "docs"
     folder.mkdir()
     marked = "<!-- table: {} -->\n\nmeasured before\n\n<!-- /table -->\n"
-    (folder / "page.md").write_text(
-        f"# Page\n\n{marked.format('kv')}\nAnd:\n\n{marked.format('duplicates')}\nThe end.\n"
-    )
+    (folder / "page.md").write_text(f"# Page\n\n{marked.format('kv')}\nAnd:\n\n{marked.format('stopping')}\nThe end.\n")
     return folder
 
 
@@ -153,7 +154,7 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
         "kind; prompts of `green-code`, 3 new tokens; in brackets 95 % intervals over documents.*"
     )
     assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
-    assert "duplicates: left alone, there is no" in capsys.readouterr().out
+    assert "stopping: left alone, there is no" in capsys.readouterr().out
     assert tables.main([*given, "--check"]) == 0
     (runs / "kv" / "study.json").write_text(json.dumps({"points": {"one-abcdef": "", "other-123456": ""}}))
     tables.main(given)  # a study that is not finished makes no table
@@ -179,13 +180,13 @@ def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() ->
         means, halves = logs.mean(1), stdtrit(15, 0.975) * logs.std(1, ddof=1) / 4
         chosen = means.sum(0).argmax()
         rows = [
-            pd.Series({f"decode_speedup{part}": number for part, number in zip(("", "_low", "_high", "_n"), (
+            pd.Series({f"speedup{part}": number for part, number in zip(("", "_low", "_high", "_n"), (
                 *np.exp([mean, mean - half, mean + half]), 16), strict=True)})
             for mean, half in zip(means[:, chosen], halves[:, chosen], strict=True)
         ]  # fmt: skip
         for choices in alarms:
             alarms[choices] += ranked.together(rows, choices=choices)[1] > 1
-    faster = pd.Series({"decode_speedup": 1.21, "decode_speedup_low": 1.1, "decode_speedup_high": 1.331})
+    faster = pd.Series({"speedup": 1.21, "speedup_low": 1.1, "speedup_high": 1.331})
     mean = ranked.together([faster, None])  # nothing certified there: full depth
     assert mean == pytest.approx((1.1, 1.1**0.5, 1.1**1.5))  # √1.21, half of ln 1.1 either way
     assert alarms[1] > 40, "chosen, and not corrected"
@@ -195,17 +196,20 @@ def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() ->
 @pytest.mark.parametrize(
     ("step_s", "told"),
     [
-        (0.06, "slows look-up down: 0.83× [0.83, 0.83] of it"),
-        (0.05, "no gain over look-up that can be told: 1.00× [1.00, 1.00] of it"),
-        (0.04, "worth using: 1.25× [1.25, 1.25] of look-up alone"),
+        (0.06, "slows text drafts down: 0.91× [0.91, 0.91] of text drafts alone"),
+        (0.05, "no gain over text drafts that can be told: 1.00× [1.00, 1.00] of text drafts alone"),
+        (0.04, "worth using: 1.11× [1.11, 1.11] of text drafts alone"),
     ],
 )
-def test_exits_behind_look_up_are_held_against_look_up(tmp_path: Path, build: Any, step_s: float, told: str) -> None:
+def test_exits_behind_drafts_from_text_are_held_against_these(
+    tmp_path: Path, build: Any, step_s: float, told: str
+) -> None:
     points = {"full": 0.1, "full@lossless+lookup": 0.05, "rl@lossless+lookup": step_s}
     run = build(points=tuple(points), kv="recompute", source_kind="embedded", source="embedded: some library")
     for block in range(16):
         for point, step in points.items():
-            run.window(point, {"token_times_s": (0.1, 0.1 + step, 0.1 + 2 * step)}, block=block)
+            took = 0.1 + 2 * step
+            run.window(point, {"token_times_s": (0.1, 0.1 + step, took), "latency_s": took}, block=block, duration=took)
     found = lines(ranked.ranking({"ranking": [stored(run, tmp_path / "run")]}, tmp_path))
     (line,) = (line for line in found if line[0].startswith("rl"))
     assert told in line
@@ -226,10 +230,10 @@ def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build
     assert sure["lost"] == set()
     assert sure["kept"] == {("Python's library", "fixed", '{"layer": "5"}')}
     (line,) = lines(ranked.promised({"ranking": [found["lost"]], "ranking-calibration": [found["kept"]]}, tmp_path))
-    assert "2.00× (layer=5)" in line  # a promise is of a setting, wherever its speed was measured
+    assert "1.50× (layer=5)" in line  # a promise is of a setting, wherever its speed was measured
     *_, line = lines(ranked.ranking({"ranking": [found["lost"]]}, tmp_path))
     assert line[:2] == ["fixed", "layer=5"]
-    assert line[2].startswith("2.00×")
-    assert line[3:] == ["0.00", "faster, with 100% of the text lost", "2.00×", *[MISSING] * 4]
+    assert [cell[:5] for cell in line[2:4]] == ["1.50×", "2.00×"]  # requests, decoding
+    assert line[4:] == ["0.00", "faster, with 100% of the text lost", "1.50× (2.00×)", *[MISSING] * 4]
     *_, line = lines(ranked.settings({"ranking": [found["lost"]]}, tmp_path))
     assert line[:3] == ["fixed:layer=5", "50.0 %", "1.0"]

@@ -288,7 +288,7 @@ def test_terminal_and_markdown_show_the_same_changes(found: RunChange) -> None:
     terminal, markdown = printed(found, 100), comparison_markdown(found, [])
     for change in changes:
         assert change in terminal
-        assert escape_markdown(change) in markdown
+        assert change in markdown or escape_markdown(change) in markdown  # numbers need no escapes
     for point in found.points:
         assert point.verdict in " ".join(terminal.split())
         assert escape_markdown(point.verdict) in markdown

@@ -285,3 +285,18 @@ def test_a_format_without_a_full_depth_is_refused(build: Any) -> None:
     run = run_of(build, {"full@fp16": 1.0, "fixed:layer=5@int4": 0.5}, ("fp16", "int4"))
     with pytest.raises(StoreError, match="no full depth in int4"):
         run.summary()
+
+
+def test_rows_are_held_against_the_fastest_lossless_one_that_text_drafts_for(build) -> None:
+    """Not against exits that draft, however fast, nor against one that is slower."""
+    lossless = {"full@lossless+lookup": 0.8, "full@lossless+suffix": 0.5, "rl@lossless+suffix": 0.4}
+    seconds = {FULL: 1.0, OTHER: 0.6, **lossless}
+    run = build(points=tuple(seconds), kv="recompute")
+    for block in range(8):
+        for point, took in seconds.items():
+            sample = {"token_times_s": (0.1, 0.1 + took / 2, 0.1 + took), "latency_s": 0.1 + took}
+            run.window(point, sample, block=block, duration=0.1 + took)
+    over = {point: run.row(point).value("decode_speedup_over_lossless") for point in seconds}
+    assert over == pytest.approx({point: 0.5 / took for point, took in seconds.items()})
+    assert run.row("full@lossless+suffix").estimate("speedup_over_lossless").interval is None  # itself
+    assert run.row(OTHER).value("speedup_over_lossless") == pytest.approx(0.6 / 0.7)
