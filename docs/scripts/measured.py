@@ -64,6 +64,8 @@ SAVED = _metric("tokens saved", "tokens_saved", ".0f", scale=100, unit="%")
 ENDED = _metric("stopped early", "stopped", ".0f", scale=100, unit="%")
 KEPT = _metric("accepted characters", "accepted_prefix", ".1f")
 PER_CHARACTER = _metric("time per accepted character", "accepted_character_s", ".1f", scale=1000, unit="ms")
+OVER_FP16 = _metric("whole request", "speedup_over_fastest", "ratio")
+DECODING_OVER_FP16 = _metric("decoding", "decode_speedup_over_fastest", "ratio")
 OVER_TEXT = _metric("over the fastest text drafts", "speedup_over_lossless", "ratio")
 OVER_WARM = _metric("over warm full depth", "speedup_over_first", "ratio")
 PROMPT = _metric("of it the prompt", "prefill_share", ".0f", scale=100, unit="%")
@@ -350,7 +352,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = ("attribution", "kv", "lines", "sessions", "stopping")
+_STUDIES = ("attribution", "formats", "kv", "lines", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -368,6 +370,7 @@ TABLES = {
             ("sessions", WARM, "warm"): (REQUEST, DECODING, OVER_TEXT),
         }
     ),
+    "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
     "sessions": side_by_side(
