@@ -24,7 +24,7 @@ from reports.tables.table import Cell, Column, Line, Part, Table
 
 STREAMS = ("Python's library", "JDK", "CodeXGLUE, Python", "CodeXGLUE, Java")
 LOOKUP, SUFFIX = "full@lossless+lookup", "full@lossless+suffix"
-LOSSY, EXITS, BOTH = (f"classifier:threshold=0.95{decode}" for decode in ("", "@lossless", "@lossless+suffix"))
+EXITS, BOTH = (f"classifier:threshold=0.95@lossless{source}" for source in ("", "+suffix"))
 COLD, WARM = "none", "exact"
 """What a request of a session leaves to the next."""
 
@@ -68,7 +68,7 @@ OVER_FP16 = _metric("whole request", "speedup_over_fastest", "ratio")
 DECODING_OVER_FP16 = _metric("decoding", "decode_speedup_over_fastest", "ratio")
 OVER_TEXT = _metric("over the fastest text drafts", "speedup_over_lossless", "ratio")
 OVER_WARM = _metric("over warm full depth", "speedup_over_first", "ratio")
-PROMPT = _metric("of it the prompt", "prefill_share", ".0f", scale=100, unit="%")
+PROMPT = _metric("prompt, %", "prefill_share", ".0f", scale=100, unit="%")
 FIRST_TOKEN = _metric("first token, ms", "session_ttft_p50_s", ".0f", scale=1000)
 LINE_S = _metric("line, ms", "session_latency_p50_s", ".0f", scale=1000)
 COLD_S = _metric("request, ms", "latency_p50_s", ".0f", scale=1000)
@@ -158,18 +158,16 @@ def worth(found: Found, _: Path) -> Iterator[Table]:
     """Yield what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
     lines = []
     for text in STREAMS:
-        for how, study, keep, latency in (("cold", "lines", "", COLD_S), ("in an editor", "sessions", WARM, LINE_S)):
+        for how, study, keep, latency in (("cold", "lines", "", COLD_S), ("warm", "sessions", WARM, LINE_S)):
             rows = rows_of(found[study])
             rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
             by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
-            speeds = [
-                MISSING if (row := by.get(point)) is None else f"{text_of(REQUEST, row)} ({bare(DECODING, row)})"
-                for point in (EXITS, LOOKUP, SUFFIX, BOTH, LOSSY, "oracle")
-            ]
+            shown = (by[point] for point in (EXITS, LOOKUP, SUFFIX, BOTH))
+            speeds = (f"{text_of(REQUEST, row)} ({bare(DECODING, row)})" for row in shown)
             lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
     heads = ("full depth, ms", PROMPT.header, "exits", "look-up", "suffix", "exits behind suffix")
     first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
-    yield Table.of_rows("", (*first, *heads, "lossy exits¹", "oracle²"), lines)
+    yield Table.of_rows("", (*first, *heads), lines)
 
 
 def base_of(point: str) -> str:
