@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
+from harness.appearance.pages import TOKEN_CSS, escape_html
 from harness.appearance.visible_text import visible
 from harness.config.rules import start_stop
 from harness.contracts import Batch, Cursor
@@ -16,7 +17,7 @@ from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import FinishReason, Generation, Token, Transcript
 from harness.models.tokenizer import TransformersTokenizer
-from harness.records import Work
+from harness.records import SampleRecord, Work
 from harness.running.operating_points import OperatingPoint
 
 if TYPE_CHECKING:
@@ -67,6 +68,23 @@ class Completion:
         return self.work if self.work.lossless else None
 
     def __repr__(self) -> str:
+        return f"{visible(self.text)}\n{self._what}"
+
+    def _repr_html_(self) -> str:
+        """Show every token on the colour of its depth, as a notebook does."""
+        from reports.completions.page import coloured_tokens
+
+        ids, texts = zip(*((step.token_id, step.text) for step in self.steps), strict=True)
+        sample = SampleRecord.model_validate(
+            vars(self.work)
+            | {"window": 0, "operating_point": self.strategy, "task": "", "sample_id": ""}
+            | {"token_ids": ids, "token_texts": texts}
+        )
+        tokens = coloured_tokens(sample, self.num_layers, None, cached=self.kv != "none")
+        return f"<style>{TOKEN_CSS}</style>{tokens}<p><small>{escape_html(self._what)}</small></p>"
+
+    @property
+    def _what(self) -> str:
         depth = sum(token.exit_layer for token in self.steps) / len(self.steps)
         what = f"{depth:.1f} of {self.num_layers} layers on average, {self.strategy}"
         if self.work.lossless:
@@ -75,98 +93,121 @@ class Completion:
             drafted = "nothing drafted" if each is None else f"{each:.1f} tokens per verification, {accepted}"
             what = f"{drafted}, {self.strategy}, {self.decode}"
         return (
-            f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {what}, kv {self.kv}, "
+            f"[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {what}, kv {self.kv}, "
             f"ended by {self.stop_rule or self.finish_reason}]"
         )
 
 
-class Stream(Iterator[Token]):
-    """Yields tokens as they are decoded; :meth:`completion` is all of them.
+class Requests:
+    """Prompts that are decoded together, greedily: each row's tokens as they come, and then its completion.
 
-    Greedy, one row. The engine's own loop makes the tokens, so they are those of a run and of the server. Those of
-    lossless decoding come when they are verified, several at once. Where a strategy ends a completion without a token,
-    text that was held back until then is in :meth:`completion` alone. Made by :meth:`harness.api.model.Model.stream`.
-
-    Raises:
-        HarnessError: the prompt is too long, or what the strategy runs on is missing. While iterating: logits or scores
-            are not finite, or the tokenizer cannot spell a token.
+    The engine's own loop makes the tokens, so that they are those of a run and of the server. Made by
+    :class:`harness.api.model.Model`.
     """
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: TransformersTokenizer,
-        prompt: Sequence[int],
+        prompts: Sequence[Sequence[int]],
         point: OperatingPoint,
         max_new_tokens: int,
         stop: Sequence[str],
         seed: int,
     ) -> None:
-        self._engine, self._prompt, self._point = engine, prompt, point
-        self._transcript = Transcript(tokenizer, stop, silent=tokenizer.special_ids, after=prompt)
-        self._tally = [Generation()]
+        self._engine, self._prompts, self._point = engine, prompts, point
+        self._transcripts = [
+            Transcript(tokenizer, stop, silent=tokenizer.special_ids, after=prompt) for prompt in prompts
+        ]
+        self._made = [Generation() for _ in prompts]
         strategy = point.strategy
-        batch = Batch((seed,), str(engine.backbone.device))
+        batch = Batch((seed,) * len(prompts), str(engine.backbone.device))  # as each would be alone
         rule = strategy.start(engine.facts(strategy, point.lossless), batch)
         self._drafts = engine.drafts(point.lossless, batch, point.kv, strategy, rule)
-        exits = AskedExits(rule, strategy.exit_points(engine.info), self._tally)
-        self._batch = engine.open(1, len(prompt) + max_new_tokens, point.kv, exits, self._tally)
+        exits = AskedExits(rule, strategy.exit_points(engine.info), self._made)
+        positions = max(map(len, prompts)) + max_new_tokens
+        self._batch = engine.open(len(prompts), positions, point.kv, exits, self._made)
         self._batch.with_log_probabilities = True
         self._limit, self._eos = max_new_tokens, tokenizer.eos_token_ids
-        self._steps: list[Token] = []
-        cursor = Cursor(prompt, tokenizer, "", engine.info, batch.device)
-        self._rule = start_stop(point.stop, cursor)
+        self._steps: list[list[Token]] = [[] for _ in prompts]
+        self._rules = [
+            start_stop(point.stop, Cursor(prompt, tokenizer, "", engine.info, batch.device)) for prompt in prompts
+        ]
+        self._begun = False
 
-    def __next__(self) -> Token:
-        if not self._steps:
+    def next(self, row: int) -> Token | None:
+        """Decode until a row has one token more, and return it; ``None`` at its end."""
+        if not self._begun:
             self._begin()
-        while len(self._made.token_ids) == len(self._steps) and self._batch.running:
+        steps, made = self._steps[row], self._made[row]
+        while len(made.token_ids) == len(steps) and row in self._batch.running:
             self._batch.step()
-        if self._made.failure is not None:
-            raise self._made.failure
-        if len(self._made.token_ids) == len(self._steps):
-            raise StopIteration
-        ended = self._made.finish_reason is not None and len(self._made.token_ids) == len(self._steps) + 1
-        token = self._transcript.read(self._made, last=ended)
+        if made.failure is not None:
+            raise made.failure
+        if len(made.token_ids) == len(steps):
+            return None
+        ended = made.finish_reason is not None and len(made.token_ids) == len(steps) + 1
+        transcript = self._transcripts[row]
+        token = transcript.read(made, last=ended)
         if ended:
-            self._transcript.finish()
-            token = replace(token, text=token.text + self._transcript.rest())
-        self._steps.append(token)
+            transcript.finish()
+            token = replace(token, text=token.text + transcript.rest())
+        steps.append(token)
         return token
 
-    def completion(self) -> Completion:
-        """Decode what is left, and return all of it."""
-        for _ in self:
+    def completion(self, row: int) -> Completion:
+        """Decode what is left of a row, and return all of it."""
+        while self.next(row) is not None:
             pass
-        made = self._made
+        made, steps, transcript = self._made[row], self._steps[row], self._transcripts[row]
         assert made.finish_reason is not None
         if made.finish_reason == "strategy":  # when its last token was made, nobody knew that it was
-            self._transcript.finish()
-            last = self._steps[-1]
-            self._steps[-1] = replace(last, text=last.text + self._transcript.rest(), last=True)
+            transcript.finish()
+            steps[-1] = replace(steps[-1], text=steps[-1].text + transcript.rest(), last=True)
         return Completion(
-            text=self._transcript.text,
-            steps=tuple(self._steps),
+            text=transcript.text,
+            steps=tuple(steps),
             finish_reason=made.finish_reason,
             stop_rule=made.stopped_by,
             strategy=self._point.name,
             kv=self._point.kv,
             decode=self._point.record.decode,
             num_layers=self._engine.info.num_layers,
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=len(self._prompts[row]),
             work=Work.of(made),
         )
 
-    @property
-    def _made(self) -> Generation:
-        return self._tally[0]
-
     def _begin(self) -> None:
-        """Run the prompt; without a cache that yields no token yet."""
-        started = time.perf_counter()
-        exits = self._point.prompt
-        self._batch.join(
-            0, self._prompt, self._limit, self._transcript.follow, self._eos, started, lossless=self._drafts,
-            rule=self._rule, prompt_rule=None if exits is None else exits.rule,
-        )  # fmt: skip
-        self._batch.prefill([0])
+        """Run the prompts; without a cache that yields no token yet."""
+        self._begun, started, exits = True, time.perf_counter(), self._point.prompt
+        for row, prompt in enumerate(self._prompts):
+            self._batch.join(
+                row, prompt, self._limit, self._transcripts[row].follow, self._eos, started, lossless=self._drafts,
+                rule=self._rules[row], prompt_rule=None if exits is None else exits.rule,
+            )  # fmt: skip
+        self._batch.prefill(range(len(self._prompts)))
+
+
+class Stream(Iterator[Token]):
+    """Yields tokens as they are decoded; :meth:`completion` is all of them.
+
+    Those of lossless decoding come when they are verified, several at once. Where a strategy ends a completion without
+    a token, text that was held back until then is in :meth:`completion` alone. Made by
+    :meth:`harness.api.model.Model.stream`.
+
+    Raises:
+        HarnessError: while iterating: logits or scores are not finite, or the tokenizer cannot spell a token.
+    """
+
+    def __init__(self, request: Requests) -> None:
+        self._request = request
+
+    def __next__(self) -> Token:
+        token = self._request.next(0)
+        if token is None:
+            raise StopIteration
+        return token
+
+    def completion(self) -> Completion:
+        """Decode what is left, and return all of it."""
+        return self._request.completion(0)

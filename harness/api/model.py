@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 from pydantic import Field
 
 from harness.api.columns import TRACE, TracedExit, frame
-from harness.api.generation import Completion, Stream
+from harness.api.generation import Completion, Requests, Stream
 from harness.appearance.terminal import Console, Line
 from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
@@ -50,6 +50,7 @@ class GenerateOptions(Configuration):
     draft_max: DraftMax
     draft_head: DraftHead
     prompt_exit: str
+    batch_size: Annotated[int, Field(ge=1)] = 1
 
 
 def load(
@@ -131,9 +132,22 @@ class Model:
         name = one_line(info.name)
         return f"{name}: {info.num_layers} layers, {info.weights} {info.weights_format} on {where}, exits after {exits}"
 
+    @overload
+    def generate(
+        self, text: str | Sequence[int], strategy: str | Strategy | type[Strategy] = BASELINE, **options: Any
+    ) -> Completion: ...
+
+    @overload
     def generate(
         self,
-        text: str | Sequence[int],
+        text: Sequence[str | Sequence[int]],
+        strategy: str | Strategy | type[Strategy] = BASELINE,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    def generate(  # type: ignore[misc]  # options of both are those spelled out here
+        self,
+        text: str | Sequence[int] | Sequence[str | Sequence[int]],
         strategy: str | Strategy | type[Strategy] = BASELINE,
         *,
         kv: str = "auto",
@@ -145,11 +159,13 @@ class Model:
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
         prompt_exit: str = NONE,
-    ) -> Completion:
-        """Continue a text, greedily.
+        batch_size: int = 8,
+    ) -> Completion | list[Completion]:
+        """Continue a text greedily, or several.
 
         Args:
-            text: the prompt, or its token ids.
+            text: the prompt, or its token ids; a list of either is decoded together and gives a list of completions,
+                each what it would be alone, up to rounding.
             strategy: ``NAME[:option=value]…``, or a strategy as an object or class, from wherever it is defined. One
                 that looks at the answer (the oracle) does so meanwhile: its times mean nothing.
             kv: what happens to keys and values of skipped layers; ``auto`` for the strategy's own default, which the
@@ -167,14 +183,26 @@ class Model:
                 ``auto``, a trained one if the model has it.
             prompt_exit: how deep the prompt is read: ``none`` for all layers, or a rule of ``harness list prompts``, as
                 ``layer=18:tail=64``.
+            batch_size: of several prompts, how many are decoded together at most.
 
         Raises:
             HarnessError: what was asked for cannot be had, in one line with the remedy.
         """
-        return self.stream(
-            text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, stop_rule=stop_rule, seed=seed,
-            decode=decode, draft_max=draft_max, draft_head=draft_head, prompt_exit=prompt_exit,
-        ).completion()  # fmt: skip
+        options = GenerateOptions(
+            kv=kv, max_new_tokens=max_new_tokens, stop_rule=stop_rule, seed=seed, decode=decode, draft_max=draft_max,
+            draft_head=draft_head, prompt_exit=prompt_exit, batch_size=batch_size,
+        )  # fmt: skip
+        several = (
+            isinstance(text, Sequence)
+            and not isinstance(text, str | bytes)
+            and isinstance(next(iter(text), 0), Sequence)
+        )
+        prompts = [self._read(one) for one in (text if several else [text])]  # type: ignore[arg-type]  # just told apart
+        made: list[Completion] = []
+        for start in range(0, len(prompts), options.batch_size):
+            requests = self._requests(prompts[start : start + options.batch_size], strategy, options, stop)
+            made += [requests.completion(row) for row in range(len(prompts[start : start + options.batch_size]))]
+        return made if several else made[0]
 
     def stream(
         self,
@@ -198,9 +226,7 @@ class Model:
             kv=kv, max_new_tokens=max_new_tokens, stop_rule=stop_rule, seed=seed, decode=decode, draft_max=draft_max,
             draft_head=draft_head, prompt_exit=prompt_exit,
         )  # fmt: skip
-        texts = _stop_texts(stop)
-        prompt, point = self._read(text), self._point(strategy, options)
-        return Stream(self._engine, self.loaded.tokenizer, prompt, point, options.max_new_tokens, texts, options.seed)
+        return Stream(self._requests([self._read(text)], strategy, options, stop))
 
     def trace(self, text: str | Sequence[int]) -> pd.DataFrame:
         """Return what every exit says of a text: one row per token and exit, full depth being the last one."""
@@ -216,6 +242,18 @@ class Model:
             for place, token_id in enumerate(token_ids)
             for layer, (tops, probabilities, entropies) in zip(layers, read, strict=True)
         ])  # fmt: skip
+
+    def _requests(
+        self,
+        prompts: Sequence[Sequence[int]],
+        strategy: str | Strategy | type[Strategy],
+        options: GenerateOptions,
+        stop: str | Sequence[str],
+    ) -> Requests:
+        texts, point = _stop_texts(stop), self._point(strategy, options)
+        return Requests(
+            self._engine, self.loaded.tokenizer, prompts, point, options.max_new_tokens, texts, options.seed
+        )  # fmt: skip
 
     def _read(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):

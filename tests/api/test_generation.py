@@ -80,6 +80,36 @@ def test_a_stop_text_ends_it_and_is_no_part_of_it(model: Model) -> None:
     assert found.text == whole[: whole.index(stop)] == "".join(found.tokens.text)
 
 
+@pytest.mark.parametrize("decode", ["lossy", "lossless+suffix"])
+def test_several_prompts_are_decoded_together_each_as_alone(model: Model, decode: str) -> None:
+    prompts = [PROMPT, PROMPT[:20], PROMPT[8:]]
+    options: dict[str, Any] = {"max_new_tokens": 12, "decode": decode, "stop": "zq"}
+    alone = [model.generate(prompt, "confidence:threshold=0.2", **options) for prompt in prompts]
+    together = model.generate(prompts, "confidence:threshold=0.2", batch_size=2, **options)
+    for one, of_all in zip(alone, together, strict=True):
+        assert (one.text, one.finish_reason, one.prompt_tokens) == (
+            of_all.text,
+            of_all.finish_reason,
+            of_all.prompt_tokens,
+        )
+        assert [step.exit_layer for step in one.steps] == [step.exit_layer for step in of_all.steps]
+    ids = [model.loaded.tokenizer.encode(prompt) for prompt in prompts[:2]]
+    assert [made.text for made in model.generate(ids, "confidence:threshold=0.2", **options)] == [
+        made.text for made in together[:2]
+    ]
+
+
+def test_a_notebook_shows_the_depth_of_every_token(model: Model) -> None:
+    lossy = model.generate(PROMPT, "confidence:threshold=0.2", max_new_tokens=6)
+    shown = lossy._repr_html_()
+    assert shown.count('<span class="tok') == 6
+    for step in lossy.steps[1:]:
+        assert f"layer {step.exit_layer} of 12" in shown
+    assert "confidence:threshold=0.2" in shown
+    drafted = model.generate(PROMPT, "random:probability=0.9", max_new_tokens=12, decode="lossless")
+    assert "accepted by full depth" in drafted._repr_html_()
+
+
 def test_a_strategy_of_nowhere_decides(model: Model, sure: type[Any]) -> None:
     expected = model.generate(PROMPT, "confidence:threshold=0.2", max_new_tokens=12).tokens
     for given in (sure, sure(0.2)):
