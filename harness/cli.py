@@ -68,6 +68,7 @@ PANELS = {
     },
     "Learn exits": {
         "suitability": ("replay:suitability", "harness suitability smollm2-135m --documents 8"),
+        "prepare": ("prepare:prepare", "harness prepare smollm2-360m --dry-run"),
         "trace": ("training:trace", "harness trace --task py150 --out traces"),
         "train": ("training:Recipes", "harness train classifier --traces traces"),
     },

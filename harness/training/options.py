@@ -121,3 +121,17 @@ class TraceCommand(ModelChoice, DocumentChoice, TraceRequest):
     def request(self, seed: int = 0) -> ModelRequest:
         """Return which model is asked for."""
         return replace(super().request(self.seed), device_map=self.device_map)
+
+
+class PrepareOptions(DocumentChoice):
+    """Options of ``harness prepare``."""
+
+    model: ModelName = DEFAULT_MODEL
+    documents: int = Field(default=100, ge=4, description="Documents of each task and source that exits learn from.")
+    length: int = Field(default=640, ge=32, description="Tokens a document is cut at.")
+    exit_module: str = Field(default="mlp/512", description="What reads an exit before the model's own head.")
+    steps: int = Field(default=1500, ge=0, description="Steps of AdamW that exit modules learn for.")
+    agent: bool = Field(default=False, description="Train an agent, too; wants the extra `train`.")
+    threads: Threads = None
+    traces: Folder | None = Field(default=None, description="Folder of the traces. Default: traces/MODEL.")
+    out: Folder | None = Field(default=None, description="Folder for what is made. Default: artefacts/MODEL.")

@@ -30,7 +30,7 @@ def files() -> dict[str, str]:
 def test_the_page_of_an_own_model_goes_the_same_way() -> None:
     """What is walked below is what that page says, but for the run at its end."""
     *way, run = [words for words in commands(OWN_MODEL) if "my-model" in words]
-    assert [words[1:3] for words in way][:2] == [["trace", "--model"], ["train", "shortcut"]]
+    assert [words[1:3] for words in way][:2] == [["prepare", "my-model"], ["train", "rl"]]
     walked = list(commands(WALK, in_sentences=False))
     assert [words for words in walked if words in way] == way
     assert run[1] == "run"
