@@ -1,10 +1,10 @@
 """The ``harness`` command. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, or ``verify`` found a defect; 2 something that was
-asked for cannot be done (one line says what and the remedy, commands to paste follow it), a condition that cannot be
-judged included; 70 a defect, of the harness or of a plug-in (with its traceback), or a run that lacks only a plug-in's
-scores; 130 interrupted; 141 the reader of stdout went away. A command is imported when it is called, and what is
-heavy inside it, so that ``--help`` and ``list`` are instant.
+Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, ``verify`` found a defect, or ``check-plugin`` a
+broken contract; 2 something that was asked for cannot be done (one line says what and the remedy, commands to paste
+follow it), a condition that cannot be judged included; 70 a defect, of the harness or of a plug-in (with its
+traceback), or a run that lacks only a plug-in's scores; 130 interrupted; 141 the reader of stdout went away. A command
+is imported when it is called, and what is heavy inside it, so that ``--help`` and ``list`` are instant.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ PANELS = {
         "doctor": ("check:doctor", "harness doctor"),
         "cache": ("lookup:cache", "harness cache list"),
         "verify": ("check:verify", "harness verify --weights-format fp16"),
+    },
+    "Extend": {
+        "new": ("plugins:new", "harness new strategy my-strategy"),
+        "check-plugin": ("plugins:check_plugin", "harness check-plugin my-strategy"),
     },
 }
 """Panel of ``harness --help`` → its commands → where each is, and an example of it; the first one's is shown there."""
