@@ -77,6 +77,7 @@ PANELS = {
         "export": ("publish:export", "harness export tuned --model smollm2-135m"),
         "serve": ("use:serve", "harness serve --strategy classifier --port 8000"),
         "leaderboard": ("publish:leaderboard", "harness leaderboard runs --out site"),
+        "convert": ("publish:convert", "harness convert runs/mine --to every-eval-ever --out records"),
         "submit": ("publish:submit", "harness submit runs/mine"),
     },
     "Look up and check": {

@@ -250,6 +250,7 @@ def documents() -> Mapping[str, Any]:
     from harness.replay.records import Suitability, Sweep
     from harness.study.ledger import Event, StudyRecord
     from harness.study.step_run import StepRecord
+    from reports.interchange import SpeedRow
 
     return {
         "manifest.json": Manifest,
@@ -257,6 +258,7 @@ def documents() -> Mapping[str, Any]:
         "windows.jsonl": WindowRecord,
         "scores.json": ScoresRecord,
         "summary.json": Summary,
+        "rows.jsonl": SpeedRow,
         "operating-point.json": CalibratedPoint,
         "certificate.json": Certificate,
         "suitability.json": Suitability,
@@ -276,6 +278,7 @@ MADE_BY = {
     "windows.jsonl": "`harness run`: a line per window. It ends with a SHA-256 of all that was committed before it.",
     "scores.json": "`harness rescore`: scores that stand in place of those in `samples.jsonl`, which keeps its own.",
     "summary.json": "`harness run` and `harness report`: can be made of the other files again.",
+    "rows.jsonl": "`harness convert --out rows.jsonl`, or by any other engine: a line per way of decoding.",
     "operating-point.json": "`harness calibrate`; `harness run --strategy @FILE` takes it.",
     "certificate.json": "`harness verify --json FILE`.",
     "suitability.json": "`harness suitability --out DIR`.",

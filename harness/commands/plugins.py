@@ -216,7 +216,8 @@ def new(
 
 def check_plugin(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Registered names or packages. Default: all of other packages.")
+        list[str] | None,
+        typer.Argument(help="Registered names or packages. Default: all of other packages.", metavar="NAME"),
     ] = None,
     model: Annotated[str, typer.Option(help="The model that decodes.")] = "smollm2-135m",
     as_json: AsJson = False,

@@ -1,4 +1,4 @@
-"""``harness export``, ``submit`` and ``leaderboard``: models, runs and tables for others to use."""
+"""``harness export``, ``convert``, ``submit`` and ``leaderboard``: models, runs and tables for others to use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import Field
 
-from harness.appearance.visible_text import one_line, shell_command, shell_word
-from harness.commands.console import escape, note, say, show_progress, stderr, stdout, tell_refused
+from harness.appearance.visible_text import json_text, one_line, shell_command, shell_word
+from harness.commands.console import escape, note, say, show_progress, stderr, stdout, tell_refused, write
 from harness.commands.options import configured_by
 from harness.config.model import Folder, ModelChoice
 from harness.errors import ConfigError, HarnessError, StoreError
@@ -48,7 +48,7 @@ def export(
 
     `harness run --model DIR` finds the exits and what the weights have read.
     """
-    from harness.models.export import export as write
+    from harness.models.export import export as write_folder
     from harness.models.model import resolve
     from harness.running.reading import read_run
     from reports.model_card import model_card
@@ -67,7 +67,7 @@ def export(
         base = options.base_model or exported.published
         return model_card(directory.name, base, exported.model_dump(), read, [run.summary for run in recorded])
 
-    exported = write(resolved, directory, card, say)
+    exported = write_folder(resolved, directory, card, say)
     run_it = shell_command(["harness", "run", "--model", directory])
     say(f"{directory}: {exported.weights} weights, {exported.made_of}. Decode with them: {run_it}")
 
@@ -106,6 +106,66 @@ def submit(
     pack(submission, file)
     packed = shell_word(file)
     note(f"Packed in {packed}. Publish it with `harness leaderboard {packed} --out SITE`.")
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Run directory, or a file of Spec-Bench's answers.", metavar="RUN", readable=False)
+    ],
+    to: Annotated[
+        Literal["rows", "every-eval-ever", "hub"],
+        typer.Option(
+            help="rows: JSON lines that any engine can write; every-eval-ever: records of that schema; hub: files for "
+            ".eval_results/, and eval.yaml."
+        ),
+    ] = "rows",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of rows, or folder of the others. Rows go to stdout without it.", readable=False),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Of Spec-Bench's answers, those of vanilla decoding.", readable=False)
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Of Spec-Bench's questions. Repeatable. Default: all.", metavar="NAME")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Of hub: id of the benchmark's dataset.", metavar="ID")] = "",
+    score: Annotated[str, typer.Option(help="Of hub: the score to show.")] = "edit_similarity",
+    organisation: Annotated[str, typer.Option(help="Of every-eval-ever: who measured.")] = "not stated",
+) -> None:
+    """Write a run's results in formats of others, or turn Spec-Bench's answers into rows like ours."""
+    from harness.host.files import replace_files
+    from harness.running.reading import read_run
+    from reports import interchange
+
+    if to == "rows":
+        if isdir(source):
+            rows = list(interchange.speed_rows(read_run(source)))
+        elif baseline is None:
+            raise ConfigError(f"{source} is no run directory. Give one, or with Spec-Bench's answers --baseline FILE.")
+        else:
+            rows = list(interchange.spec_bench_rows(source, baseline, categories=category or ()))
+        text = "".join(f"{row.model_dump_json(exclude_none=True)}\n" for row in rows)
+        if out is None:
+            write(text, end="")
+        else:
+            replace_files({out: text.encode()})
+        return
+    if out is None:
+        raise ConfigError(f"--to {to} writes a file for each operating point. Give --out DIR.")
+    run = read_run(source)
+    if to == "hub":
+        if not dataset:
+            raise ConfigError("--to hub names a benchmark of the hub. Give --dataset OWNER/NAME.")
+        files = {Path(".eval_results") / name: text for name, text in interchange.hub_results(run, dataset, score)}
+        files[Path("eval.yaml")] = interchange.hub_benchmark(run, dataset)
+    else:
+        records = interchange.every_eval_ever(run, organisation)
+        files = {Path(name): json_text(record) + "\n" for name, record in records}
+    for name in files:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+    replace_files({out / name: text.encode() for name, text in files.items()})
+    note(f"{len(files)} files in {out}.")
 
 
 Refused = list[tuple[Path, str]]

@@ -51,6 +51,7 @@ def written(
     for command in (
         ("run", *model, *rows, *one, "--limit", 6, "--max-new-tokens", 5, "--energy", "none", "--idle-s", 0,
          "--strategy", "confidence:threshold=0.99,0.15", "--out", "run"),
+        ("convert", "run", "--out", "rows.jsonl"),
         ("rescore", "run"),
         ("calibrate", "--resume", "run", "--target", "agreement=0.3", "--confidence", 0.8),
         ("verify", *model, *rows, *one, "--prompts", 2, "--max-new-tokens", 4, "--weights-format", "bfloat16",
