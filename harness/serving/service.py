@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from harness.contracts.meters import is_measured
 from harness.contracts.models import with_bos
 from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
-from harness.errors import ConfigError, HarnessError, is_out_of_memory
+from harness.errors import ConfigError, HarnessError, is_out_of_memory, reason
 from harness.host.libraries import resolve_device
 from harness.metering import open_meter
 from harness.models.fill_in_the_middle import encode_inside, fill_in_the_middle
@@ -141,6 +141,17 @@ class Service:
             seed=seed % 2**63,  # every generator of random numbers takes it
             owner=owner if reuse else None,
         )
+
+    def conversation(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the tokens of a conversation, as the model's own template writes it up to where the answer begins."""
+        try:
+            text: str = self._tokenizer.wrapped.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # the template is the model's, and may raise what it likes
+            raise InvalidRequestError(
+                f"{self.model_name} has no chat template that takes this conversation ({reason(error)}). Send a prompt "
+                "to /v1/completions."
+            ) from error
+        return self._tokens(text)
 
     def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
         """Return what the model reads; see :meth:`job`."""

@@ -9,10 +9,10 @@ from harness.serving.completions import ServingError
 from harness.serving.dialects.dialect import Dialect
 from harness.serving.dialects.llama_cpp import Completion, Infill
 from harness.serving.dialects.ollama import Ollama
-from harness.serving.dialects.openai import OpenAI
+from harness.serving.dialects.openai import Chat, OpenAI
 from harness.serving.dialects.tgi import Tgi, TgiAnywhere, TgiStream
 
-DIALECTS: tuple[type[Dialect], ...] = (Tgi, TgiStream, TgiAnywhere, OpenAI, Ollama, Infill, Completion)
+DIALECTS: tuple[type[Dialect], ...] = (Tgi, TgiStream, TgiAnywhere, Chat, OpenAI, Ollama, Infill, Completion)
 
 
 def refusal(path: str, error: ServingError) -> dict[str, Any]:

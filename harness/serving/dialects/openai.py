@@ -1,4 +1,4 @@
-"""OpenAI's dialect: completions, the ones before chat, which editors use.
+"""OpenAI's dialect: completions, which editors use, and chat completions.
 
 ``n`` choices are copies of one, since decoding is greedy. ``x_early_exit`` stands in every choice, at the top of an
 answer to one prompt, and in a stream with the ending of each choice.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, WithJsonSchema
 
 from harness.decoding.generation import Token
 from harness.serving.completions import Finished, InvalidRequestError, Job, ServingError, early_exit_report
@@ -26,40 +26,67 @@ class StreamOptions(Fields):
     include_usage: Flag = Field(default=False, description="true: a last event with usage.")
 
 
-class OpenAI(Dialect):
-    """A request to OpenAI's completions.
+class OpenAIAnswer(Dialect):
+    """What requests to OpenAI's completions and to its chat have in common.
 
     Without ``max_tokens`` the server's cap applies, not OpenAI's 16: editors expect whole lines, and a trial with
     ``curl`` should not show a truncated completion.
     """
 
     client = "OpenAI"
-    paths: ClassVar = {
-        "/v1/completions": "Complete one text or several; events where ``stream`` is true.",
-        "/completions": "The same, for clients whose base address lacks ``/v1``.",
-    }
     prefixes = ("/v1/",)
     answers = "OpenAI's; as events one for each token and each ending, then [DONE]"
     closing = b"data: [DONE]\n\n"
     reasons = ("stop", "stop", "length")
 
-    prompt: Prompts = Field(description="Text before the cursor, or its token ids, or a list of either.")
-    suffix: str | None = Field(default=None, description="Text after the cursor.")
     max_tokens: int | None = Field(default=None, description="Limit of new tokens, from 1; default: the server's cap.")
     stop: Texts = Field(default=(), description="A text or a list; omitted from the completion.")
     stream: Flag = Field(default=False, description="true: server-sent events.")
     stream_options: StreamOptions = StreamOptions()
-    echo: Flag = Field(default=False, description="true: begin the text with the prompt, which must be text.")
-    logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
-        default=None, description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too."
-    )
     seed: Seed = 0
     n: Annotated[int, Field(ge=1), AfterValidator(lambda number: min(number, MAX_COPIES))] = Field(
         default=1, description=f"Choices for each prompt: identical copies, {MAX_COPIES} at most."
     )
 
-    _id: str = PrivateAttr(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     _created: int = PrivateAttr(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def error(cls, message: str, error: ServingError) -> dict[str, Any]:
+        return {
+            "error": {"message": message, "type": error.kind, "param": None, "code": error.status},
+            "detail": [{"loc": "body", "msg": message, "type": error.kind}],  # where llm-ls looks for it
+        }
+
+    def _headed(self, what: str, mark: str) -> dict[str, Any]:
+        return {"id": mark, "object": what, "created": self._created, "model": self._service.model_name}
+
+    def _usage(self, endings: Sequence[Finished]) -> dict[str, Any]:
+        read = sum(done.prompt_tokens for done in endings)
+        made = sum(done.new_tokens for done in endings) * self.n
+        return {
+            "prompt_tokens": read,
+            "prompt_tokens_details": {"cached_tokens": sum(done.prompt_reused for done in endings)},
+            "completion_tokens": made,
+            "total_tokens": read + made,
+        }
+
+
+class OpenAI(OpenAIAnswer):
+    """A request to OpenAI's completions."""
+
+    paths: ClassVar = {
+        "/v1/completions": "Complete one text or several; events where ``stream`` is true.",
+        "/completions": "The same, for clients whose base address lacks ``/v1``.",
+    }
+
+    prompt: Prompts = Field(description="Text before the cursor, or its token ids, or a list of either.")
+    suffix: str | None = Field(default=None, description="Text after the cursor.")
+    echo: Flag = Field(default=False, description="true: begin the text with the prompt, which must be text.")
+    logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
+        default=None, description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too."
+    )
+
+    _id: str = PrivateAttr(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     _sent: dict[int, int] = PrivateAttr(default_factory=dict)  # place of a prompt → characters of its text
     _endings: list[Finished] = PrivateAttr(default_factory=list)
 
@@ -100,16 +127,8 @@ class OpenAI(Dialect):
         report = reports[0] if len(reports) == 1 else None
         return self._head() | {"choices": choices, "usage": self._usage(endings), "x_early_exit": report}
 
-    @classmethod
-    def error(cls, message: str, error: ServingError) -> dict[str, Any]:
-        return {
-            "error": {"message": message, "type": error.kind, "param": None, "code": error.status},
-            "detail": [{"loc": "body", "msg": message, "type": error.kind}],  # where llm-ls looks for it
-        }
-
     def _head(self) -> dict[str, Any]:
-        model = self._service.model_name
-        return {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
+        return self._headed("text_completion", self._id)
 
     def _begin(self, place: int) -> str:
         return self.prompt[place] if self.echo else ""
@@ -129,16 +148,6 @@ class OpenAI(Dialect):
         indices = range(place * self.n, (place + 1) * self.n)
         return [self._head() | {"choices": [{"index": index, **choice}]} | usage for index in indices]
 
-    def _usage(self, endings: Sequence[Finished]) -> dict[str, Any]:
-        read = sum(done.prompt_tokens for done in endings)
-        made = sum(done.new_tokens for done in endings) * self.n
-        return {
-            "prompt_tokens": read,
-            "prompt_tokens_details": {"cached_tokens": sum(done.prompt_reused for done in endings)},
-            "completion_tokens": made,
-            "total_tokens": read + made,
-        }
-
     def _probable(self, tokens: Sequence[Token], rest: str, offset: int) -> dict[str, Any] | None:
         """Return the log probabilities of tokens; what was held back until the ending is the last one's."""
         if self.logprobs is None or not tokens:
@@ -153,3 +162,81 @@ class OpenAI(Dialect):
             "top_logprobs": tops if self.logprobs else None,
             "text_offset": [offset + sum(map(len, pieces[:place])) for place in range(len(pieces))],
         }
+
+
+class Message(Fields):
+    """One turn of a conversation."""
+
+    role: str = Field(description="system, user or assistant, or what the model's template knows besides.")
+    content: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = Field(
+        default="", description="Text, or a list of parts of type text."
+    )
+
+    @property
+    def text(self) -> str:
+        """Its text, parts joined."""
+        if isinstance(self.content, str):
+            return self.content
+        parts = self.content if isinstance(self.content, list) else [self.content]
+        said = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts
+        ]
+        texts = [text for text in said if isinstance(text, str)]
+        if len(texts) < len(parts):
+            raise InvalidRequestError("a message holds something else than text. Send text alone.")
+        return "".join(texts)
+
+
+class Chat(OpenAIAnswer):
+    """A request to OpenAI's chat completions, written as the model's own template writes it.
+
+    Decoding is greedy: a ``temperature`` above 0 is refused.
+    """
+
+    paths: ClassVar = {"/v1/chat/completions": "Answer a conversation; events where ``stream`` is true."}
+    prefixes = ("/v1/chat/",)
+
+    messages: Annotated[list[Message], Field(min_length=1)] = Field(description="The conversation so far.")
+    max_completion_tokens: int | None = Field(default=None, description="As max_tokens, which it goes before.")
+    temperature: Annotated[float, Field(ge=0)] = Field(default=0, description="0: decoding is greedy.")
+
+    _id: str = PrivateAttr(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+
+    def jobs(self, make: Callable[..., Job]) -> list[Job]:
+        if self.temperature > 0:
+            raise InvalidRequestError(
+                f"temperature = {self.temperature:g}: this server decodes greedily. Send temperature = 0, or none."
+            )
+        turns = [{"role": one.role, "content": one.text} for one in self.messages]
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        prompt = self._service.conversation(turns)
+        return [make(prompt, None, max_new_tokens=limit, stop=self.stop, seed=self.seed)]
+
+    def chunk(self, place: int, token: Token) -> Sequence[dict[str, Any]]:
+        begin = {"role": "assistant"} if token.index == 0 else {}
+        return self._copied({**begin, "content": token.text}, None, token_report(token))
+
+    def last(self, place: int, done: Finished) -> Sequence[dict[str, Any]]:
+        begin = {} if done.tokens else {"role": "assistant"}
+        said = {**begin, "content": done.rest}
+        events = self._copied(said, self.reason(done.ending), {"x_early_exit": early_exit_report(done)})
+        if self.stream_options.include_usage:
+            events.append(self._chunk_head() | {"choices": [], "usage": self._usage([done])})
+        return events
+
+    def whole(self, endings: Sequence[Finished]) -> dict[str, Any]:
+        (done,) = endings
+        report = early_exit_report(done)
+        message = {"role": "assistant", "content": done.text}
+        facts = {"finish_reason": self.reason(done.ending), "logprobs": None, "x_early_exit": report}
+        choices = [{"index": copy, "message": message, **facts} for copy in range(self.n)]
+        head = self._headed("chat.completion", self._id)
+        return head | {"choices": choices, "usage": self._usage(endings), "x_early_exit": report}
+
+    def _chunk_head(self) -> dict[str, Any]:
+        return self._headed("chat.completion.chunk", self._id)
+
+    def _copied(self, delta: dict[str, Any], reason: str | None, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        usage = {"usage": None} if self.stream_options.include_usage else {}
+        choice = {"delta": delta, "finish_reason": reason, "logprobs": None, **facts}
+        return [self._chunk_head() | {"choices": [{"index": copy, **choice}]} | usage for copy in range(self.n)]
