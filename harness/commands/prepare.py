@@ -64,8 +64,8 @@ def steps_of(options: PrepareOptions, out: Path, traces: Path) -> Iterator[Step]
         "an exit module after each exit point that says what full depth would say; the longest step of a large model",
     )
     yield Step(
-        ("trace", *model, *made, "--exit-head", "shortcut", *documents, *size, *threads, "--out", read),
-        "the same pass, read through those exits: what a rule learns from",
+        ("trace", *model, *made, "--exit-head", "shortcut", *documents, *size, "--seed", "1", *threads, "--out", read),
+        "a pass over other documents, read through those exits, which know too much of those that they learned from",
     )
     yield Step(("train", "classifier", *learn), "a rule that says when to leave; minutes at most")
     if options.agent:

@@ -35,7 +35,7 @@ from harness.replay.tokens import TracedTokens, decided, read_tokens
 from harness.running.operating_points import OperatingPoint, build_all, operating_points
 from harness.running.plan import shared_fields
 from harness.running.thresholds import THRESHOLD, Family, any_number, numbered
-from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
+from harness.training.traces.reading import documents_of, exit_maps, held_out_rows, open_traces, rows_of
 from harness.training.traces.store import Traces
 from reports.statistics.intervals import Pair, known, ratio, share_bounds
 from reports.summary.pareto import front
@@ -77,7 +77,7 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
     for point in _points((), some, options, info)[0]:
         check_replayable(point, traces, info)
     document = traces.columns("document")["document"].long()
-    asked, wanted = _rows_of(traces, document, options)
+    asked, wanted = _rows_of(traces, resolved, document, options)
     heads = engine = None
     timing = Timing() if options.measure_costs else None
     if options.measure_costs or any(strategy.cheap_heads() for _, strategy in build_all(some)):
@@ -146,21 +146,16 @@ def _opened(options: SweepOptions) -> tuple[str, Traces, ResolvedModel]:
         ) from None
 
 
-def _rows_of(traces: Traces, document: Tensor, options: SweepOptions) -> tuple[Tensor, Tensor]:
+def _rows_of(traces: Traces, resolved: ResolvedModel, document: Tensor, options: SweepOptions) -> tuple[Tensor, Tensor]:
     """Return at which rows of the tasks strategies are asked, and which of them to replay, ``[n]`` bool each."""
     tasks = options.tasks
-    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
-    if not chosen:
-        known_tasks = sorted({str(facts["stream"]).partition(",")[0] for facts in traces.documents})
-        raise ArtefactError(
-            f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {', '.join(known_tasks)}."
-        )
-    asked = torch.isin(document, torch.tensor(chosen))
+    asked = rows_of(document, documents_of(traces, tasks))
     if traces.index.get("new_tokens"):
         asked &= decided(document)
     wanted = asked
     if options.document_split == "held-out":
-        wanted = asked & held_out_rows(traces, document, seed=options.seed)
+        apart = documents_of(traces, (), resolved)
+        wanted = asked & held_out_rows(traces, document, apart, seed=options.seed)
     if not wanted.any():
         raise ArtefactError(
             f"no document of {', '.join(tasks)} is held out in {traces.folder}. Use --document-split all, or "

@@ -46,7 +46,7 @@ STEPS = (4096, 8192, 16384)
 @torch.inference_mode()
 def fit_lowrank(options: LowRankHead, run: TrainingRun) -> Trained:
     """Fit the root on a trace and write ``lowrank.json`` in the folder."""
-    data = TrainingSet.open(options, run, own=False)
+    data = TrainingSet.open(options, run, own=False, heads=False)
     run.progress.stage(f"loading {data.resolved.info.name}")
     backbone = data.resolved.load("cpu").backbone
     lm_head = lm_head_of(backbone)

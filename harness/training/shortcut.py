@@ -79,7 +79,7 @@ class ShortcutMoments:
 
 def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
     """Fit exit modules on a trace and write them to ``NAME.json`` in the folder; see :func:`shortcut_path`."""
-    data = TrainingSet.open(options, run, own=False)
+    data = TrainingSet.open(options, run, own=False, heads=False)
     info, points, progress = data.resolved.info, data.exit_points, run.progress
     text, (kind, size) = options.exit_module, chosen(options.exit_module)
     shapes_of(text, info.hidden_size)  # refused now, not after the fit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,13 @@ from harness.models.ngrams import NgramIndex, write_index
 from harness.training.corpus import hold_out
 from harness.training.traces.store import Traces
 
+logger = logging.getLogger(__name__)
+
 HELD_OUT = 0.1
 """Share of a trace's documents that heads never learn from: the replayed comparison is of them."""
+
+FEWEST = 4
+"""Documents of a stream that heads can learn from."""
 
 
 def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Traces, ResolvedModel]:
@@ -91,16 +98,15 @@ def matches(document: Mapping[str, Any], tasks: Sequence[str]) -> bool:
     return not tasks or str(document["stream"]).partition(",")[0] in tasks
 
 
-def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequence[str] = ()) -> Tensor:
+def held_out_rows(traces: Traces, document: Tensor, chosen: Sequence[int] | None = None, *, seed: int) -> Tensor:
     """Return which rows belong to held-out documents, ``[n]`` bool; see :func:`~harness.training.corpus.hold_out`.
 
-    ``document`` is the column of that name; the seed decides which, and only streams of ``tasks`` count if there are
-    some.
+    ``document`` is the column of that name, ``chosen`` are the numbers of the documents that count (all where left
+    out); the seed decides.
     """
     streams: dict[str, list[int]] = {}
-    for number, facts in enumerate(traces.documents):
-        if matches(facts, tasks):
-            streams.setdefault(facts["stream"], []).append(number)
+    for number in range(len(traces.documents)) if chosen is None else chosen:
+        streams.setdefault(traces.documents[number]["stream"], []).append(number)
     chance = torch.Generator().manual_seed(seed)
     held: set[str] = set()
     for stream, numbers in streams.items():
@@ -112,18 +118,43 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
         apart = hold_out([facts.get("project") for facts in order], round(HELD_OUT * len(order)))
         held |= {str(order[place]["key"]) for place in apart}
     # by key, so that a copy of a held-out document is not learned from
-    chosen = [number for number, facts in enumerate(traces.documents) if facts["key"] in held]
-    if len(chosen) == len(traces.documents):
+    apart = [number for number, facts in enumerate(traces.documents) if facts["key"] in held]
+    if len(apart) == len(traces.documents):
         raise DataError(f"all documents of {traces.folder} are copies of one another. Trace other data.")
-    return torch.isin(document.long(), torch.tensor(chosen))
+    return torch.isin(document.long(), torch.tensor(apart))
 
 
-def rows_of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:
-    """Return which rows belong to documents of some tasks, ``[n]`` bool; all if there are none."""
+def documents_of(traces: Traces, tasks: Sequence[str], resolved: ResolvedModel | None = None) -> list[int]:
+    """Return the numbers of the documents of some tasks, all if there are none, that the exits did not learn from.
+
+    Of those exits say what full depth says more often than they will of others, so that a rule that learns from them
+    trusts too much. Where they learned from nearly all of a stream, all are returned, and a warning says so.
+
+    Args:
+        traces: the trace.
+        tasks: by name.
+        resolved: its model; ``None`` where exits themselves are to learn.
+    """
     chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
     if not chosen:
         known = sorted({facts["stream"] for facts in traces.documents})
         raise ArtefactError(
             f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {'; '.join(known)}."
         )
+    read = set() if resolved is None or resolved.shortcut is None else set(resolved.shortcut.facts["documents"])
+    others = [number for number in chosen if traces.documents[number]["key"] not in read]
+    counts = Counter(traces.documents[number]["stream"] for number in others)
+    if all(counts[traces.documents[number]["stream"]] >= FEWEST for number in chosen):
+        return others
+    if len(others) < len(chosen):
+        logger.warning(
+            "the exits learned from %d of these %d documents, and know more of them than of others: thresholds will be "
+            "too low. Trace others, with another --seed.",
+            *(len(chosen) - len(others), len(chosen)),
+        )
+    return chosen
+
+
+def rows_of(document: Tensor, chosen: Sequence[int]) -> Tensor:
+    """Return which rows belong to some documents, by number, ``[n]`` bool."""
     return torch.isin(document.long(), torch.tensor(chosen))

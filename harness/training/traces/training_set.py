@@ -29,13 +29,14 @@ from harness.models.model import ResolvedModel
 from harness.training.identity import exit_head_note, identity, own_file, provenance
 from harness.training.options import ControllerOptions, TraceChoice
 from harness.training.traces.reading import (
+    documents_of,
     exit_maps,
     exit_states,
     held_out_rows,
     index_of,
     matches,
     open_traces,
-    rows_of_tasks,
+    rows_of,
 )
 from harness.training.traces.store import Traces
 
@@ -169,8 +170,11 @@ class TrainingSet:
     held_out: Tensor
 
     @classmethod
-    def open(cls, options: TraceChoice, run: TrainingRun, *, own: bool = True) -> TrainingSet:
+    def open(cls, options: TraceChoice, run: TrainingRun, *, own: bool = True, heads: bool = True) -> TrainingSet:
         """Open the trace, and hold out a tenth of the documents of each stream; ``own``: the result goes to ``path``.
+
+        What learns is a rule that goes by what exits say, unless ``heads`` is false: documents that the exits learned
+        from are left out then (:func:`~harness.training.traces.reading.documents_of`).
 
         Raises:
             ArtefactError: no trace there, one of another model, or without a document of the tasks; or the result
@@ -183,8 +187,9 @@ class TrainingSet:
         run.progress.stage(f"reading {traces.tokens} tokens")
         columns = traces.columns("top", "final", "top1", "entropy", "document")
         tasks = getattr(options, "tasks", ())
-        wanted = rows_of_tasks(traces, columns["document"], tasks)
-        held = held_out_rows(traces, columns["document"], seed=options.seed, tasks=tasks)
+        chosen = documents_of(traces, tasks, resolved if heads else None)
+        wanted = rows_of(columns["document"], chosen)
+        held = held_out_rows(traces, columns["document"], chosen, seed=options.seed)
         return cls(options, run, traces, resolved, columns, wanted & ~held, wanted & held)
 
     @property

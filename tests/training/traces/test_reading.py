@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from harness.models.ngrams import read_index
 from harness.training.identity import identity
 from harness.training.traces.reading import (
     HELD_OUT,
+    documents_of,
     exit_maps,
     exit_states,
     held_out_rows,
@@ -53,7 +56,7 @@ def toy(folder: Path, streams: Sequence[str], keys: Sequence[str] | None = None,
 def held_of(traces: Traces, seed: int, tasks: Sequence[str] = ()) -> set[int]:
     """Numbers of held-out documents; every row of one is held out, or none."""
     document = traces.columns("document")["document"]
-    rows = held_out_rows(traces, document, seed=seed, tasks=tasks)
+    rows = held_out_rows(traces, document, documents_of(traces, tasks), seed=seed)
     assert rows.dtype == torch.bool
     assert rows.shape == document.shape
     held = set(document[rows].tolist())
@@ -110,6 +113,22 @@ def test_a_copy_of_a_held_out_document_is_held_out(tmp_path: Path) -> None:
         assert 2 <= len(chosen) <= 6
         assert held == {number for number, key in enumerate(keys) if key in chosen}
         assert {streams[number] for number in held} == set(streams)
+
+
+def test_rules_do_not_learn_from_what_exits_learned_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Unless next to nothing else is left of a stream; then it is said."""
+    traces = toy(tmp_path / "t", ["py150, a"] * 9 + ["javacorpus, b"] * 9)
+
+    def of(*read: int) -> Any:
+        return SimpleNamespace(shortcut=SimpleNamespace(facts={"documents": [f"k{number}" for number in read]}))
+
+    assert documents_of(traces, [], of(0, 1, 12)) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17]
+    assert documents_of(traces, ["py150"], of(*range(5), *range(9, 18))) == [5, 6, 7, 8]
+    assert documents_of(traces, [], SimpleNamespace(shortcut=None)) == documents_of(traces, []) == list(range(18))
+    assert not caplog.records
+    assert documents_of(traces, ["py150"], of(*range(6))) == list(range(9))
+    assert "learned from 6 of these 9 documents" in caplog.text
+    assert "Trace others, with another --seed" in caplog.text
 
 
 # ----------------------------------------------------------------------------------- a model's trace
