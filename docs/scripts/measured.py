@@ -154,20 +154,24 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
     return Shown((study,), parts)
 
 
-def worth(found: Found, _: Path) -> Iterator[Table]:
-    """Yield what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
-    lines = []
-    for text in STREAMS:
-        for how, study, keep, latency in (("cold", "lines", "", COLD_S), ("warm", "sessions", WARM, LINE_S)):
-            rows = rows_of(found[study])
-            rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
-            by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
-            shown = (by[point] for point in (EXITS, LOOKUP, SUFFIX, BOTH))
-            speeds = (f"{text_of(REQUEST, row)} ({bare(DECODING, row)})" for row in shown)
-            lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
-    heads = ("full depth, ms", PROMPT.header, "exits", "look-up", "suffix", "exits behind suffix")
-    first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
-    yield Table.of_rows("", (*first, *heads), lines)
+def worth(cold: str, warm: str) -> Shown:
+    """Return what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
+
+    def parts(found: Found, _: Path) -> Iterator[Table]:
+        lines = []
+        for text in STREAMS:
+            for how, study, keep, latency in (("cold", cold, "", COLD_S), ("warm", warm, WARM, LINE_S)):
+                rows = rows_of(found[study])
+                rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
+                by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
+                shown = (by[point] for point in (EXITS, LOOKUP, SUFFIX, BOTH))
+                speeds = (f"{text_of(REQUEST, row)} ({bare(DECODING, row)})" for row in shown)
+                lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
+        heads = ("full depth, ms", PROMPT.header, "exits", "look-up", "suffix", "exits behind suffix")
+        first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
+        yield Table.of_rows("", (*first, *heads), lines)
+
+    return Shown(tuple(dict.fromkeys((cold, warm))), parts)
 
 
 def base_of(point: str) -> str:
@@ -269,6 +273,16 @@ def side_by_side(ways: Mapping[Way, Sequence[Column]]) -> Shown:
     return Shown(tuple(dict.fromkeys(study for study, _, _ in ways)), parts)
 
 
+def lossless(cold: str, warm: str) -> Shown:
+    """Return what every operating point keeps and brings, cold and in an editor."""
+    return side_by_side(
+        {
+            (cold, "", "cold"): (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
+            (warm, WARM, "warm"): (REQUEST, DECODING, OVER_TEXT),
+        }
+    )
+
+
 def attribution(found: Found, _: Path) -> Iterator[Table]:
     """Yield where the time goes, and what deciding costs."""
     for one in (one for run in found["attribution"] for one in run.summary.attributions if one.quantity == "time"):
@@ -350,7 +364,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = ("attribution", "formats", "kv", "lines", "sessions", "stopping")
+_STUDIES = ("attribution", "formats", "kv", "lines", "second", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -361,13 +375,10 @@ STUDIES = {
 """Folder → the command that makes it."""
 
 TABLES = {
-    "worth": Shown(("lines", "sessions"), worth),
-    "lossless": side_by_side(
-        {
-            ("lines", "", "cold"): (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
-            ("sessions", WARM, "warm"): (REQUEST, DECODING, OVER_TEXT),
-        }
-    ),
+    "worth": worth("lines", "sessions"),
+    "lossless": lossless("lines", "sessions"),
+    "second-worth": worth("second", "second"),
+    "second-lossless": lossless("second", "second"),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
