@@ -91,7 +91,7 @@ def _strategy(name: str, model: Model) -> Iterator[str]:
     yield from _rows(model, strategy=name)
     kind: Any = STRATEGIES.load(name)
     if isinstance(kind, type) and {"state_test", "should_exit"} <= vars(kind).keys():
-        asked = type(kind.__name__, (kind,), {"should_exit": kind.should_exit})
+        asked = type(kind.__name__, (kind,), {"should_exit": vars(kind)["should_exit"]})
         _same(
             "its state test, and should_exit", model.generate(PROMPTS, name, **_OPTIONS), _made(model, strategy=asked)
         )
