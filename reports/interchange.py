@@ -36,7 +36,12 @@ EVERY_EVAL_EVER = "0.3.0"
 
 
 class Value(Record):
-    """A number, and its 95 % interval if it has one."""
+    """A number.
+
+    Attributes:
+        value: it.
+        low, high: its 95 % interval, if it has one.
+    """
 
     value: float
     low: float | None = None

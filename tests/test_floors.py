@@ -22,7 +22,7 @@ HOUSE = (
     *("strategies", "tasks", "reports"),
     *("harness.training", "harness.running", "harness.replay"),
     *("harness.doctor", "harness.verifying", "harness.serving", "harness.study", "harness.api", "harness.lm_eval"),
-    *("harness.commands", "harness.cli"),
+    *("harness.commands", "harness.cli", "harness.__main__"),
 )
 """Every room, from the ground up, a line per floor; a room imports only from rooms named before it."""
 

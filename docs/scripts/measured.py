@@ -364,7 +364,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = ("attribution", "formats", "kv", "lines", "second", "sessions", "stopping")
+_STUDIES = ("attribution", "formats", "kv", "lines", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -377,8 +377,6 @@ STUDIES = {
 TABLES = {
     "worth": worth("lines", "sessions"),
     "lossless": lossless("lines", "sessions"),
-    "second-worth": worth("second", "second"),
-    "second-lossless": lossless("second", "second"),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),

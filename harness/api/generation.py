@@ -75,8 +75,9 @@ class Completion:
         from reports.completions.page import coloured_tokens
 
         ids, texts = zip(*((step.token_id, step.text) for step in self.steps), strict=True)
+        discarded = [replace(one, token_texts=("",) * len(one.token_ids)) for one in self.work.discarded]
         sample = SampleRecord.model_validate(
-            vars(self.work)
+            {**vars(self.work), "discarded": discarded}
             | {"window": 0, "operating_point": self.strategy, "task": "", "sample_id": ""}
             | {"token_ids": ids, "token_texts": texts}
         )

@@ -226,7 +226,7 @@ def check_plugin(
 
     Exit code 1: something does not.
     """
-    from harness.verifying.plugins import check_plugins, facts_of
+    from harness.api.check_plugins import check_plugins, facts_of
 
     found = []
     for one in check_plugins(names or (), model):
