@@ -44,6 +44,9 @@ BASES: dict[str, dict[str, str]] = {
     "submit": {"directory": "run"},
     "rescore": {"directory": "run"},
     "export": {"directory": "site", "model": "model"},
+    "convert": {"source": "run"},
+    "new": {"kind": "score", "name": "mine"},
+    "check-plugin": {},
     "list": {},
     "show": {"name": "confidence"},
     **{f"train {name}": {"model": "model", "traces": "folder"} for name in TRACED},
@@ -55,6 +58,7 @@ BASES: dict[str, dict[str, str]] = {
 
 ELSEWHERE = {
     *("study", "reproduce", "watch"),  # points are processes, which do not end before weights are read: tests/study
+    "prepare",  # a process for each of its commands, which are tried themselves
     "cache",  # other tests live on what is kept
     "lm-eval",  # indexes thousands of files for a name that it does not know
 }
