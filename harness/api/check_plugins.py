@@ -58,7 +58,7 @@ def check_plugins(names: Collection[str], model: str) -> Iterator[Finding]:
     for name in names:
         if not any(name in (entry.name, entry.distribution) for _, _, entry in theirs):
             known = {word: None for _, _, entry in theirs for word in (entry.name, entry.distribution)}
-            raise UnknownNameError("plug-in", name, known)
+            raise UnknownNameError("plug-in", name, known, "Install the package beside the harness first.")
     wanted = [one for one in theirs if not names or {one[2].name, one[2].distribution} & set(names)]
     packed = "fp16" if resolve_device("auto") == "cpu" else "auto"  # whose layers are compiled, and make state tests
     loaded = load(model, weights_format=packed) if any(kind in _CHECKS for kind, _, _ in wanted) else None

@@ -139,6 +139,8 @@ def convert(
     from reports import interchange
 
     if to == "rows":
+        if out is not None and isdir(out):
+            raise ConfigError(f"--out {out} is a folder. Give a file for the rows.")
         if isdir(source):
             rows = list(interchange.speed_rows(read_run(source)))
         elif baseline is None:
