@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,8 +211,3 @@ def _allowed(score: Score, value: object, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not score.allows(value):
         said = "a number of its unit" if score.unit else "a number from 0 to 1"
         raise BrokenContractError(f"its {what} is {value!r}, and should be {said} or None")
-
-
-def facts_of(finding: Finding) -> dict[str, Any]:
-    """Return a finding as JSON has it."""
-    return dataclasses.asdict(finding)

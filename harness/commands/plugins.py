@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -226,7 +227,7 @@ def check_plugin(
 
     Exit code 1: something does not.
     """
-    from harness.api.check_plugins import check_plugins, facts_of
+    from harness.api.check_plugins import check_plugins
 
     found = []
     for one in check_plugins(names or (), model):
@@ -242,7 +243,7 @@ def check_plugin(
         else:
             note(f"ok      {what}: {held}.")
     if as_json:
-        write_json([facts_of(one) for one in found])
+        write_json([asdict(one) for one in found])
     elif not found:
         say("No other package registers anything. `harness new strategy NAME` begins one.")
     if any(one.problem for one in found):
