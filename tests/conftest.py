@@ -316,7 +316,8 @@ def see(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     def look() -> None:
         for each in vars(registry).values():
             if isinstance(each, registry.Registry):
-                each.__dict__.pop("_points", None)
+                for seen_before in ("_points", "has_plugins"):
+                    each.__dict__.pop(seen_before, None)
                 each.left_out.clear()
         for name, caches in MADE_OF_ENTRIES.items():
             for cache in caches if name in sys.modules else ():
