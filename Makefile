@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev
 # The documentation site, in build/site; searching it needs a server, such as python3 -m http.server -d build/site. A link or
 # an anchor that leads nowhere fails it.
 docs: $(VENV)/.installed-docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@$(BIN)/python docs/scripts/site.py
 
 # New hostile input for each property for so many minutes, and a thousand kills: about an hour on two cores. Says how
 # many cases there were; what breaks is in .hypothesis/found with the command that tries it again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def commands(name: str, *, in_sentences: bool = True) -> Iterator[list[str]]:
                 yield shlex.split(part, comments=True)
 
 
-def hook(name: str) -> dict[str, Any]:
-    """Return what one of the hooks that build the site defines."""
-    return runpy.run_path(str(ROOT / "docs" / "hooks" / f"{name}.py"))
+def script(name: str) -> dict[str, Any]:
+    """Return what one of the scripts of the documentation defines."""
+    sys.path.insert(0, str(folder := ROOT / "docs" / "scripts"))  # they import each other
+    try:
+        return runpy.run_path(str(folder / f"{name}.py"))
+    finally:
+        sys.path.remove(str(folder))

@@ -23,7 +23,7 @@ from harness.config import parse_strategies
 from harness.config.options import build_strategy
 from harness.registry import REGISTRIES, STRATEGIES
 from harness.study.grid import expand, read_study
-from tests.docs.pages import NAMES, ROOT, blocks, commands, hook
+from tests.docs.pages import NAMES, ROOT, blocks, commands, script
 
 GROUPS = {registry.group for registry in REGISTRIES.values()}
 FSDP = "docs/large-models.md"
@@ -70,7 +70,7 @@ def requests() -> Iterator[tuple[str, Any]]:
 
 def test_requests_are_those_of_the_server() -> None:
     jsonschema = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
-    api = hook("reference")["openapi"]()
+    api = script("reference")["openapi"]()
     shown = list(requests())
     assert shown
     for path, body in shown:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +12,7 @@ import harness
 from harness.cli import COMMANDS
 from harness.records import SampleRecord
 from harness.registry import RECIPES, REGISTRIES
-from tests.docs.pages import ROOT, hook
+from tests.docs.pages import ROOT, script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -51,8 +50,8 @@ def test_the_readme_shows_rows_and_columns_of_the_first_run() -> None:
 
 @pytest.fixture(scope="module")
 def generated() -> dict[str, str]:
-    """What the site's hook makes: path → text."""
-    return dict(hook("reference")["generated"]())
+    """What the site is built of beside pages: path → text."""
+    return dict(script("reference")["generated"]())
 
 
 def test_the_command_line_is_all_there(generated: dict[str, str]) -> None:
@@ -96,11 +95,9 @@ def test_every_route_of_the_server_is_there(generated: dict[str, str]) -> None:
 
 
 def test_a_site_that_needs_another_host_is_not_built(tmp_path: Path) -> None:
-    refused = pytest.importorskip("mkdocs.exceptions").PluginError
-    built = SimpleNamespace(site_dir=str(tmp_path))
     (tmp_path / "assets").mkdir()
-    (tmp_path / "index.html").write_text('<script src="assets/a.js"></script>')
-    hook("offline")["on_post_build"](config=built)
+    (tmp_path / "index.html").write_text('<script src="assets/a.js"></script>, a :class:<code>~Run</code>')
+    assert not script("site")["finish"](tmp_path)
+    assert (tmp_path / "index.html").read_text().endswith("a <code>Run</code>")
     (tmp_path / "assets" / "site.css").write_text("@import url(https://host/a.css);")
-    with pytest.raises(refused, match=r"assets/site\.css: https://host/a\.css"):
-        hook("offline")["on_post_build"](config=built)
+    assert script("site")["finish"](tmp_path) == ["assets/site.css: https://host/a.css"]

@@ -1,4 +1,4 @@
-"""A hook of MkDocs: pages of the reference, made when the site is built of what the code declares.
+"""Pages of the reference, made of what the code declares when the site is built.
 
 They are never files of the repository, so that they cannot drift from it: the command line is read from the parser,
 columns and settings from their declarations, file formats from the records, the HTTP interface from the server's
@@ -14,34 +14,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
-from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
-
-if TYPE_CHECKING:
-    from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
-
-ROOT = Path(__file__).resolve().parents[2]
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 
-def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages, and the schemas that they link to."""
-    from mkdocs.structure.files import File
-
-    for path, content in generated():
-        files.append(File.generated(config, path, content=content))
-    return files
-
-
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def filled(page: str) -> str:
     """Put the fields of a configuration where a page leaves room for them: `<!-- fields of MODULE.CLASS -->`."""
-    return re.sub(r"^<!-- fields of (\S+) -->$", lambda found: "\n".join(settings(found[1])), markdown, flags=re.M)
-
-
-def on_page_content(content: str, **_: Any) -> str:
-    """Take out what docstrings tell other programs of a name, as `:class:` and `~` do."""
-    return re.sub(r":\w+:(<code>)~?", r"\1", content)
+    return re.sub(r"^<!-- fields of (\S+) -->$", lambda found: "\n".join(settings(found[1])), page, flags=re.M)
 
 
 def generated() -> Iterator[tuple[str, str]]:
