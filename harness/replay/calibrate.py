@@ -415,7 +415,7 @@ def held_out_check(here: Settings, there: Settings, chosen: int, risk: float, co
 def calibration_tables(
     point: guarantee.CalibratedPoint, here: SplitCheck, others: Sequence[HeldOutCheck]
 ) -> Iterator[Part]:
-    """Yield the settings in the order tested, the promise, and whether it is kept."""
+    """Yield the promise, the settings in the order tested, and whether it is kept."""
     promised = point.guarantee
     left_out = f", {promised.left_out} left out" if promised.left_out else ""
     how = promised.method if promised.p_value is None else f"{promised.method}, {promised.p_value}"
@@ -423,6 +423,9 @@ def calibration_tables(
     tested = promised.confidence is not None
     numbers = [one.p_value if tested else one.bound for one in promised.tested]
     passed = sum(one.passed for one in promised.tested)
+    layers = promised.tested[passed - 1].exit_layer_mean
+    yield Line(f"Use {point.strategy}, which runs {layers:.1f} layers: {promised.promise}.", "strong")
+    yield Line("")
     outcomes = [Line("passed", "good")] * (passed - 1) + [Line("chosen", "strong")]
     outcomes += [
         Line("not tested", "faint") if number is None else Line("failed", "bad") for number in numbers[passed:]
@@ -443,8 +446,6 @@ def calibration_tables(
             for one, number, outcome in zip(promised.tested, numbers, outcomes, strict=True)
         ],
     )
-    yield Line("")
-    yield Line(f"{point.strategy}: {promised.promise}.", "good")
     yield Line("")
     yield Line(_in_words(here, promised, "on the other half"), "faint")
     for other in others:

@@ -79,7 +79,9 @@ def _times(one: Setting) -> str:
 
 
 def suitability_tables(found: Suitability) -> Iterator[Part]:
-    """Yield what exits know, the fastest setting of each family with its best head, and the verdict."""
+    """Yield what exits know, the fastest setting of each family with its best head, behind the verdict."""
+    for sentence in found.verdict:
+        yield Line(sentence, "strong" if sentence.startswith(("Lossy", "Lossless")) else "")
     columns = [Column(header="layer", cells=found.exit_points, form="count")]
     for head in found.heads:
         name = head.name.partition(" ")[0].removesuffix("-form")
@@ -131,9 +133,6 @@ def suitability_tables(found: Suitability) -> Iterator[Part]:
         ),
         groups=tuple((place, name) for place, name in ((0, "lossy"), (lossy, "lossless")) if place < len(fastest)),
     )
-    yield Line("")
-    for sentence in found.verdict:
-        yield Line(sentence, "strong" if sentence.startswith(("Lossy", "Lossless")) else "")
 
 
 def _at_most(one: Setting, speedup: float | None) -> str:

@@ -35,14 +35,14 @@ _MARKS = {"holds": "❌", "perhaps": "⚠️", "passed": "✅", "unknown": "❓"
 
 def tables(found: RunChange, *, details: bool) -> Iterator[Part]:
     """Yield the whole comparison; with ``details`` every metric, which a single operating point shows anyway."""
-    yield from _runs(found)
+    yield from (Line(found.verdict, "strong"), *_runs(found))
     yield from _differences(found, "What differs")
     for task in dict.fromkeys(point.task for point in found.points):
         yield from _task(found, task)
         if details or len(found.points) == 1:
             yield from _details(point for point in found.points if point.task == task)
     yield from _skipped(found)
-    yield from (Line(""), Line("In words", "strong"), Line(found.verdict), Line(""))
+    yield Line("")
     yield from _notes(found)
 
 
@@ -50,8 +50,8 @@ def comparison_markdown(found: RunChange, judgements: Sequence[Judgement]) -> st
     """Return the whole comparison in Markdown: words first, then tables, with details folded away."""
     above = [
         Heading("Early-exit benchmark: A → B"),
+        Line(found.verdict, "strong"),
         *_runs(found),
-        Line(found.verdict),
         *(Line(f"{_MARKS[one.outcome]} {line}", bullet=True) for line, one in grouped(judgements)),
         *chain(*(_task(found, task) for task in dict.fromkeys(point.task for point in found.points))),
         *_skipped(found),

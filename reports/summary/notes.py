@@ -58,19 +58,19 @@ def notes(
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_the_whole(manifest, cells),
+        *_about_windows(everything, windows),
+        *_about_sample_size(cells, rows),
         *_about_exactness(cells),
         *_about_model(manifest),
         *_about_data(manifest, rows, cells),
         *missing_scores,
         *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
-        *_about_windows(everything, windows),
         *_about_power(rows),
         *_about_sessions(cells),
         *_about_decoding([cell for cell in cells if cell.point.black_box is None], manifest),
         *_about_black_boxes(cells),
         *_about_heads(cells),
-        *_about_sample_size(cells, rows),
         *_about_oracles(cells),
     )
 

@@ -7,26 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.appearance.visible_text import escape_json
-from harness.contracts import Metric
 from harness.records.estimate import MISSING
-from harness.records.summary import Summary, SummaryRow
+from harness.records.summary import Summary
 from harness.store.record_files import sealed_document
 from reports.files import write_files
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.evaluation import can_tell, is_distinguishable
-from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE, score_metrics
 from reports.recorded import RecordedRun
-from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.summary.pareto import common_speedup
 from reports.tables.frame import acceptance_csv, summary_csv
 from reports.tables.result import (
     LEGEND,
     ResultTable,
     explanations,
     headline_columns,
-    is_asserted,
     is_candidate,
-    is_reference,
     legend,
     mark,
     split_tables,
@@ -92,14 +85,13 @@ def notes_of(summary: Summary) -> Iterator[Part]:
 
 
 def brief(summary: Summary) -> Document:
-    """Return what a run ends with: the headline of each table, what it says in two sentences, and the first note."""
+    """Return what a run ends with: what each table comes to and its headline, and the first note."""
     parts: list[Part] = []
     for table in split_tables(summary):
         parts += [Heading(table.heading), *headline(table), Line("")]
         if any(row.pareto or not is_candidate(row) for row in table.rows):
             words = "● on the front of exact prefix and speed-up · ◇ upper bound (not deployable)"
             parts.append(Line(words, "faint"))
-        parts.append(Line(in_two_sentences(table)))
     if summary.notes:
         parts += [Line(""), Line(f"First of {len(summary.notes)} notes: {summary.notes[0]}", "faint")]
     return to_terminal(parts, widest=_BRIEF)
@@ -174,75 +166,3 @@ def _together(groups: Sequence[tuple[str, RecordedRun, ResultTable]]) -> Table:
         notes=tuple(notes),
         groups=tuple(headings) if several else (),
     )
-
-
-def in_two_sentences(table: ResultTable) -> str:
-    """Return what a table says of its operating points against full depth: the best without a loss, and with one.
-
-    Only differences that passed their test are told; the words are those of the rows' verdicts. Rows of several weights
-    formats are held against the fastest full depth of them, as one of them is itself.
-    """
-    full, metric = table.rows[0], common_speedup(table.rows)
-    others = [
-        row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict and not is_reference(row, metric)
-    ]
-    told = [found for row in others if (found := row.estimate(metric)) is not None]
-    if not full.n:
-        return "Full depth finished no sample, so that nothing can be compared with it; samples.jsonl says why."
-    if not others:
-        return "Nothing was compared with full depth. Name strategies with --strategy."
-    if not told:
-        return "There are no times to compare with full depth's; the report has what was scored."
-    if not can_tell(metric, [row.estimate(metric) for row in table.rows]):
-        blocks = max(one.n or 0 for one in told)
-        in_blocks = f", measured in {blocks} blocks," if 0 < blocks < full.n else ""
-        enough = max(50, MINIMUM_PAIRS * -(-full.n // blocks) if blocks else 0)
-        few = f"{full.n} samples{in_blocks} are too few to tell any operating point from full depth."
-        return f"{few} Use --limit {enough} or more."
-    return _best(others, metric)
-
-
-def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
-    """Say which rows are faster, by a comparison with full depth."""
-
-    def speedup(row: SummaryRow) -> float:
-        return row.value(metric) or 0.0
-
-    def named(row: SummaryRow) -> str:
-        return f"{row.operating_point} ({row.verdict})"
-
-    distinct = [row for row in others if is_distinguishable(metric, row.estimate(metric))]
-    faster = sorted((row for row in distinct if speedup(row) > 1), key=speedup, reverse=True)
-    if not faster:
-        none = f"None of {len(others)} operating points is faster than full depth"
-        if len(distinct) == len(others):
-            fastest = named(max(others, key=speedup))
-            return f"{none}: each is slower beyond chance. Fastest of all: {fastest}."
-        more = "That does not make them equal: more samples (--limit) tell smaller differences."
-        return f"{none} beyond chance. {more}"
-    free = next((row for row in faster if _keeps(row)), None)
-    if free is None:
-        first = "No operating point that is faster beyond chance is known to keep full depth's edit similarity."
-    elif _has_its_text(free):
-        first = f"Fastest with full depth's own text: {named(free)}."
-    else:
-        first = f"Fastest without a loss of edit similarity that can be told from chance: {named(free)}."
-    if faster[0] is free:
-        return f"{first} It is the fastest of all {len(others)}."
-    return f"{first} Fastest of all: {named(faster[0])}."
-
-
-def _has_its_text(row: SummaryRow) -> bool:
-    """Whether a row's texts are those of the full depth that scores are compared with, in every completion."""
-    return is_asserted(row) and not row.stop and row.baseline_format == row.weights_format
-
-
-def _keeps(row: SummaryRow) -> bool:
-    """Whether its text is full depth's, or a loss of edit similarity was looked for and could not be told."""
-    if _has_its_text(row):
-        return True
-    _, difference = score_metrics(EDIT_SIMILARITY_DIFFERENCE.removesuffix("_difference"))
-    estimate = row.estimate(difference)
-    if estimate is None or estimate.interval is None:
-        return False
-    return not (is_distinguishable(difference, estimate) and estimate.value < 0)

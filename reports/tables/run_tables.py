@@ -18,6 +18,7 @@ from reports.metrics.vocabulary import SESSIONS
 from reports.recorded import RecordedRun
 from reports.summary.measured import energy_origin
 from reports.summary.pareto import choose_gain, coordinates, unmarked, without_front
+from reports.tables.conclusion import conclusion
 from reports.tables.result import (
     ResultTable,
     columns_of,
@@ -62,8 +63,8 @@ def results(summary: Summary) -> Iterator[Part]:
 
 
 def headline(table: ResultTable) -> Iterator[Part]:
-    """Yield what was run on what, and the columns that matter most."""
-    yield Facts(table.facts)
+    """Yield what to use, what was run on what, and the columns that matter most."""
+    yield from (Line(conclusion(table), "strong"), Line(""), Facts(table.facts))
     yield _table(table, HEADLINE, headline_columns(table.rows, counts=table.uneven))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.study.executors.local import Local
 from harness.training.traces.store import COLUMNS
-from tests.docs.pages import ROOT, hook
+from tests.docs.pages import ROOT, script
 from tests.study.inline import Inline
 
 Command = Callable[..., Any]
@@ -37,7 +37,7 @@ OF_THE_STORE = {"run", "sha256"}
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
     """What makes the page."""
-    return hook("reference")
+    return script("reference")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.config import RunConfig
-from tests.docs.pages import NAMES, ROOT, blocks, hook
+from tests.docs.pages import NAMES, ROOT, blocks, script
 
 PAGE = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"^::: (\S+)$", PAGE, re.M)
@@ -51,7 +51,7 @@ def test_what_is_there_exists() -> None:
 @pytest.fixture(scope="module")
 def rows() -> dict[str, dict[str, tuple[str, str, str]]]:
     """Class → field → its type, default and meaning, as the page is built."""
-    classes = re.split(r"^::: ", hook("reference")["on_page_markdown"](PAGE), flags=re.M)
+    classes = re.split(r"^::: ", script("reference")["filled"](PAGE), flags=re.M)
     row = re.compile(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", re.M)
     return {part.split("\n")[0]: {name: tuple(said) for name, *said in row.findall(part)} for part in classes}
 

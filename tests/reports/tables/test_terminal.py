@@ -11,7 +11,8 @@ from rich.console import Console
 
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import Summary, SummaryRow
-from reports.tables.report import brief, in_two_sentences, render
+from reports.tables.conclusion import conclusion
+from reports.tables.report import brief, render
 from reports.tables.result import ResultTable, columns_of, headline_columns, split_tables
 from reports.tables.run_tables import HEADLINE
 from reports.tables.table import Column
@@ -163,48 +164,48 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
     [
         (
             [BOLD, SAFE, SLOW, CHANCE, ORACLE],
-            "Fastest without a loss of edit similarity that can be told from chance: safe (words of safe). "
-            "Fastest of all: bold (words of bold).",
+            "Use safe: words of safe; no loss of edit similarity that can be told from chance. "
+            "The fastest of all is bold (words of bold).",
         ),
         (
             [SAFE, EXACT],
-            "Fastest with full depth's own text: exact (words of exact). It is the fastest of all 2.",
+            "Use exact: words of exact. It is the fastest of all 2.",
         ),
         (
             [CUT, DIFFERS],
-            "No operating point that is faster beyond chance is known to keep full depth's edit similarity. "
-            "Fastest of all: cut (words of cut).",
+            "Use full depth where its text counts: nothing faster beyond chance is known to keep its edit similarity. "
+            "The fastest of all is cut (words of cut).",
         ),
         (
             [BOLD, SLOW],
-            "No operating point that is faster beyond chance is known to keep full depth's edit similarity. "
-            "Fastest of all: bold (words of bold).",
+            "Use full depth where its text counts: nothing faster beyond chance is known to keep its edit similarity. "
+            "The fastest of all is bold (words of bold).",
         ),
         (
             [UNTRIED, SLOW],
-            "No operating point that is faster beyond chance is known to keep full depth's edit similarity. "
-            "Fastest of all: untried (words of untried).",
+            "Use full depth where its text counts: nothing faster beyond chance is known to keep its edit similarity. "
+            "The fastest of all is untried (words of untried).",
         ),
         (
             [SLOW, CHANCE],
-            "None of 2 operating points is faster than full depth beyond chance. That does not make them equal: more "
+            "Use full depth: none of 2 operating points is faster beyond chance. That does not make them equal: more "
             "samples (--limit) tell smaller differences.",
         ),
         (
             [SLOWEST, SLOW, ORACLE],
-            "None of 2 operating points is faster than full depth: each is slower beyond chance. "
-            "Fastest of all: slow (words of slow).",
+            "Use full depth: each of 2 operating points is slower beyond chance. "
+            "The fastest of them is slow (words of slow).",
         ),
         ([ORACLE], "Nothing was compared with full depth. Name strategies with --strategy."),
     ],
 )
-def test_two_sentences(rows: list[SummaryRow], said: str) -> None:
-    assert in_two_sentences(ResultTable((FULL, *rows), "a machine")) == said
+def test_what_a_table_comes_to(rows: list[SummaryRow], said: str) -> None:
+    assert conclusion(ResultTable((FULL, *rows), "a machine")) == said
 
 
 def test_what_cannot_be_compared_is_told_why() -> None:
     def said(*rows: SummaryRow) -> str:
-        return in_two_sentences(ResultTable(rows, "a machine"))
+        return conclusion(ResultTable(rows, "a machine"))
 
     few = [
         row("fast").model_copy(update={"metrics": {"speedup": Estimate.of(1.9, NoInterval.FEW_PAIRS, n=n)}})
@@ -233,5 +234,6 @@ def test_rows_of_several_formats_are_held_against_the_fastest_full_depth() -> No
     depth = over_fastest("full@fp16", (1.0, 0.9, 1.1, 1.0), (1.0, None, None, None), weights_format="fp16").model_copy(
         update={"strategy": "full"}
     )
-    said = in_two_sentences(ResultTable((FULL, slow, depth, fast), "a machine"))
-    assert "a@fp16 (words of a@fp16). It is the fastest of all 2." in said
+    said = conclusion(ResultTable((FULL, slow, depth, fast), "a machine"))
+    assert said.startswith("Use a@fp16: words of a@fp16; no loss")
+    assert said.endswith("It is the fastest of all 2.")
