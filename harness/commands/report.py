@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.appearance.visible_text import one_line
-from harness.commands.console import note, print_tables, say, stderr, stdout, tell, tell_refused, write, write_json
+from harness.commands.console import note, print_tables, say, stderr, tell, tell_refused, write, write_json
 from harness.commands.options import AsJson
 from harness.errors import ConfigError, HarnessError, StoreError, UnknownNameError
 from harness.host.libraries import require
@@ -50,6 +50,14 @@ def report(
             help="Width of the figures: a column (3.5 in) or the text (7 in) of a two-column paper. Default: text."
         ),
     ] = None,
+    columns: Annotated[
+        str,
+        typer.Option(help="Print one table of each task, with these of `harness.columns()`.", metavar="NAME[,NAME…]"),
+    ] = "",
+    sort: Annotated[str, typer.Option(help="Print rows by this column, the best first.", metavar="NAME")] = "",
+    table: Annotated[
+        str, typer.Option(help="Print only the tables whose titles have these words.", metavar="WORDS")
+    ] = "",
     without_duplicates: Annotated[
         bool,
         typer.Option(
@@ -75,6 +83,11 @@ def report(
 ) -> None:
     """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
     together = out is not None and against is None
+    choice = {"columns": tuple(filter(None, columns.split(","))), "sort": sort, "titled": table}
+    if any(choice.values()) and (out is not None or against is not None or as_json):
+        raise ConfigError("--columns, --sort and --table choose what is printed. Omit --out, --against and --json.")
+    if columns and table:
+        raise ConfigError("--columns makes a table, and --table chooses among others. Omit one.")
     if against is not None and (without_duplicates or stored or figures is not None or as_json):
         raise ConfigError("--against goes with --out and --width alone. Omit the other options.")
     if together and without_duplicates:
@@ -86,12 +99,14 @@ def report(
     elif out is not None:
         _together(directories, out, figures, width or "text", stored=stored, as_json=as_json)
     else:
-        _each(directories, as_json=as_json, duplicates=not without_duplicates)
+        _each(directories, choice, as_json=as_json, duplicates=not without_duplicates)
 
 
-def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
+def _each(directories: list[Path], choice: dict[str, Any], *, as_json: bool, duplicates: bool) -> None:
     from harness.running.reading import read_run
-    from reports.tables.report import render, write_report
+    from reports.tables.report import report as whole
+    from reports.tables.report import write_report
+    from reports.tables.run_tables import chosen
 
     summaries: list[tuple[Summary, Path]] = []
     refused: list[tuple[Path, str]] = []
@@ -107,7 +122,7 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
         write_json(parts if len(directories) > 1 else parts[0])
     elif not as_json:
         for summary, _ in summaries:
-            stdout().print(render(summary))
+            print_tables(chosen(summary, **choice) if any(choice.values()) else whole(summary))
     tell_refused(refused, stderr())
     for summary, directory in summaries if duplicates else ():  # last: it fails where only reading is allowed
         write_report(summary, directory)

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from harness.contracts import Metric
+from harness.errors import UnknownNameError
 from harness.records.cost import PARTS, PHASES, Attribution
 from harness.records.estimate import Estimate
 from harness.records.summary import EXIT, Summary
@@ -60,6 +62,43 @@ def results(summary: Summary) -> Iterator[Part]:
         yield Heading(table.heading)
         for make in OF_RESULT:
             yield from make(table)
+
+
+def chosen(summary: Summary, *, columns: Sequence[str] = (), sort: str = "", titled: str = "") -> Iterator[Part]:
+    """Yield what is asked for of each task: one table of some metrics, or the tables whose titles have some words.
+
+    With ``sort``, a metric's name, rows stand below full depth by its value, the best first, or the largest where
+    neither direction is better.
+
+    Raises:
+        UnknownNameError: there is no such metric, or no such title.
+    """
+    for table in split_tables(summary):
+        metrics = {metric.name: metric for metric in columns_of(table.rows)}
+        for name in filter(None, (*columns, sort)):
+            if name not in metrics:
+                raise UnknownNameError("column", name, metrics)
+        ordered = _sorted(table, metrics[sort]) if sort else table
+        parts: list[Part] = [part for make in OF_RESULT for part in make(ordered)]
+        if columns:
+            shown = [columns_of(ordered.rows)[metrics[name]] for name in columns]
+            parts = [_table(ordered, "", shown), Line(""), Facts(tuple((one.term, one.meaning) for one in shown))]
+        elif titled:
+            tables = [part for part in parts if isinstance(part, Table)]
+            parts = [*(part for part in tables if titled.lower() in part.title.lower())]
+            if not parts:
+                raise UnknownNameError("table", titled, [one.title for one in tables])
+        yield from (Heading(table.heading), *parts)
+
+
+def _sorted(table: ResultTable, metric: Metric) -> ResultTable:
+    """Return a table's rows by a metric, behind full depth; those without a value come last."""
+    sign = 1 if metric.better == "lower" else -1
+    full, *others = table.rows
+    return replace(
+        table,
+        rows=(full, *sorted(others, key=lambda row: (row.value(metric) is None, sign * (row.value(metric) or 0.0)))),
+    )
 
 
 def headline(table: ResultTable) -> Iterator[Part]:

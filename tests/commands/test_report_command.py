@@ -50,6 +50,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def test_a_table_of_the_columns_asked_for(cli: Command, finished: Path) -> None:
+    ran = cli("report", finished, "--columns", "exit_layer_mean,exact_prefix", "--sort", "exit_layer_mean")
+    assert ran.code == 0, ran.err
+    rows = re.findall(r"^[◇●]? +([A-D])  (\S+) +([\d.]+) ", ran.out, re.M)
+    layers = [float(value) for _, _, value in rows]
+    assert (len(rows), rows[0][1]) == (4, "full")
+    assert layers[1:] == sorted(layers[1:], reverse=True)  # neither direction is better
+    assert "edit" not in ran.out
+    only = cli("report", finished, "--table", "agreement with").out
+    assert "Agreement with full depth" in only
+    assert "Depth and work" not in only
+    assert "Did you mean 'speedup'" in cli("report", finished, "--columns", "speeup").error
+    assert "unknown table 'nothing like it'" in cli("report", finished, "--table", "nothing like it").error
+    assert "Omit one" in cli("report", finished, "--columns", "speedup", "--table", "depth").error
+    assert "Omit --out" in cli("report", finished, "--sort", "speedup", "--out", "out").error
+
+
 @pytest.mark.slow
 def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     before = contents(finished)
