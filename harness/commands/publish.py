@@ -190,6 +190,10 @@ def leaderboard(
     samples: Annotated[
         int, typer.Option(help="Completions to show per operating point.", min=0, max=1000, metavar="N")
     ] = 8,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with 1 if a run is left out or not ranked."),
+    ] = False,
 ) -> None:
     """Merge run directories into a leaderboard: a static site that needs no server and no network.
 
@@ -211,6 +215,8 @@ def leaderboard(
     parts = [f"{len(site.runs)} run(s) with {points} operating points"]
     parts += [f"{count} {what}" for what, count in counts.items() if count or (merge and what == "new")]
     note(f"{', '.join(parts)}. Open {out / 'index.html'} in a browser, or publish the folder as it is.")
+    if strict and (refused or marked):
+        raise typer.Exit(1)
 
 
 def _sources(paths: Iterable[Path]) -> list[Path]:

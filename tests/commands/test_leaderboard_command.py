@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from harness.running.reading import read_run
 from reports.leaderboard.site import read_script
@@ -92,7 +93,8 @@ def test_what_submit_refuses_is_marked_and_not_ranked(cli: Command, runs: Path, 
     broken(runs, "loud", "windows.jsonl", lambda text: flagged(text, "foreign-cpu"))
     remade(runs, "loud")
     refused = cli("submit", runs / "loud")
-    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
+    ran = cli("leaderboard", runs, "--out", tmp_path / "site", "--strict")
+    assert ran.code == 1
     assert "2 run(s) with 2 operating points, 1 marked and not ranked." in ran.out
     (line,) = (line for line in ran.err.splitlines() if line.startswith("not ranked: "))
     reason = "3 of 3 windows that count are contaminated (foreign-cpu). Free the machine and run again with --strict."
@@ -104,6 +106,21 @@ def test_what_submit_refuses_is_marked_and_not_ranked(cli: Command, runs: Path, 
     assert marks["good"][0] == []
     assert marks["good"][1][0] == 1
     assert marks["loud"] == ([reason.partition(". ")[0]], [None] * len(index["criteria"]))
+
+
+def test_a_pull_request_s_archives_pass_as_the_workflow_checks_them(
+    cli: Command, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(__file__).resolve().parents[2] / ".github" / "workflows" / "submissions.yml"
+    (job,) = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values()
+    (command,) = (step["run"] for step in job["steps"] if step.get("run", "").startswith("harness "))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "submissions").mkdir()
+    assert cli("report", runs / "good").code == 0
+    assert cli("submit", runs / "good", "--out", "submissions/good.tar.gz").code == 0
+    ran = cli(*command.split()[1:])
+    assert ran.code == 0, ran.err
+    assert "1 run(s) with 1 operating points" in ran.out
 
 
 def test_nothing_to_publish_is_refused(cli: Command, tmp_path: Path) -> None:
