@@ -27,9 +27,11 @@ from reports.files import write_files
 from reports.published.numbers import published
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
+from reports.tables.conclusion import conclusion
 from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
 from reports.tables.latex import FIRST_LINE, to_latex
 from reports.tables.report import HEADING, detailed, how_to_read, notes_of, task_tables
+from reports.tables.result import split_tables
 from reports.tables.run_tables import parts_of
 from reports.tables.table import Column, Line, Table
 from reports.tables.writers import escape_markdown, to_markdown
@@ -205,6 +207,7 @@ def write_collection(
         .get_template("report.html")
         .render(
             files=[(name, what) for name, what in _FILES.items() if name in texts or name == "report.md"],
+            conclusions=_conclusions(collection) if few else (),
             overview=_overview(collection),
             refused=collection.refused,
             tables=tasks,
@@ -252,6 +255,16 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
     if collection.runs:
         languages = {task.language for run in collection.runs for task in run.manifest.tasks}
         yield from to_markdown([*published(languages), *how_to_read(run.summary for run in collection.runs)])
+
+
+def _conclusions(collection: Collection) -> list[tuple[str, str]]:
+    """Return of each run and task where that is, and what to use there."""
+    runs = collection.named
+    return [
+        (f"{name}, {table.heading}" if len(runs) > 1 else table.heading, conclusion(table))
+        for name, run in runs
+        for table in split_tables(run.summary)
+    ]
 
 
 def _overview(collection: Collection) -> Table:

@@ -96,11 +96,16 @@
     }
   }
 
-  // What tells a group from others of the same title.
-  function distinction(group) {
+  // A group's title, with what tells it from others of the same; a number where only hashes would.
+  function groupTitle(group) {
     const alike = index.groups.filter(function (other) { return other.title === group.title; });
-    return group.facts.filter(function ([, text], place) { return alike.some(function (other) { return other.facts[place][1] !== text; }); })
-      .map(function ([label, text]) { return label.toLowerCase() + " " + (/^[0-9a-f]{64}$/.test(text) ? text.slice(0, 6) : text); });
+    const words = function (one) {
+      return [one.title, ...one.facts.filter(function ([, text], place) {
+        return !/[0-9a-f]{16}/.test(text) && alike.some(function (other) { return other.facts[place][1] !== text; });
+      }).map(function ([label, text]) { return label.toLowerCase() + " " + text; })].join(" · ");
+    };
+    const same = alike.filter(function (other) { return words(other) === words(group); });
+    return words(group) + (same.length > 1 ? " · other data or weights, no. " + (same.indexOf(group) + 1) : "");
   }
 
   function fillGroups() {
@@ -116,7 +121,7 @@
     options(byId("group"), [
       ...known.map(function (number) {
         const group = index.groups[number];
-        return [group.id, [group.title, ...distinction(group)].join(" · ") + " (" + counts.get(number) + ")"];
+        return [group.id, groupTitle(group) + " (" + counts.get(number) + ")"];
       }),
       [EVERYTHING, "All, not comparable, unranked (" + [...counts.values()].reduce(function (a, b) { return a + b; }, 0) + ")"],
     ], state.group);
@@ -197,7 +202,11 @@
     if (everything) return "";
     const first = rows.filter(function (p) { return rank(p) === 1; }).length;
     const unranked = rows.filter(function (p) { return rank(p) === null; }).length;
-    if (unranked === rows.length) return " · nothing here can be ranked by this";
+    if (unranked === rows.length) {
+      const reasons = [...new Set(rows.flatMap(function (p) { return index.runs[p.run][4]; }))];
+      if (!reasons.length) return " · nothing here can be ranked by this";
+      return " · not ranked: " + reasons[0] + (reasons.length > 1 ? ", and " + (reasons.length - 1) + " more" : "");
+    }
     return " · " + (first === 1 ? "one is first" : first + " share the first rank") + (unranked ? " · " + unranked + " unranked" : "");
   }
 
