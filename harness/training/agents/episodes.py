@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from harness.contracts import ExitModule
-from harness.errors import ArtefactError, TrainingError
+from harness.errors import TrainingError
 from harness.models.controllers import Observation
 from harness.training.agents.reward import Reward, reward_table
-from harness.training.traces.reading import mapped, matches
+from harness.training.traces.reading import mapped
 from harness.training.traces.store import Traces
 
 CONTEXT = (0.2, 0.6)
@@ -86,27 +86,27 @@ class Episodes:
 
 def read_episodes(
     traces: Traces,
-    tasks: Sequence[str],
+    chosen: Collection[int],
     length: int,
     observation: Observation,
     maps: Mapping[int, ExitModule],
     reward: Reward,
 ) -> Episodes:
-    """Read a trace's documents, of some tasks or all, into memory as episodes of ``length`` tokens.
+    """Read some documents of a trace, by number, into memory as episodes of ``length`` tokens.
 
     ``maps`` are those of :func:`harness.training.traces.reading.exit_maps`.
     """
-    documents = _documents(traces, tasks)
+    documents = _documents(traces, chosen)
     points, num_layers = traces.exit_points, int(traces.index["num_layers"])
     total = sum(document.tokens for document in documents)
     width = observation.width(int(traces.index["hidden_size"]), len(points))
     small = 4 * total * len(points) * width > HALF_ABOVE_BYTES
     observations = np.empty((total, len(points), width), dtype=np.float16 if small else np.float32)
     right = torch.empty(total, len(points), dtype=torch.bool)
-    chosen = torch.tensor([document.number for document in documents])
+    wanted = torch.tensor([document.number for document in documents])
     end = 0
     for shard in traces.shards("hidden", "top", "final", "document"):
-        rows = torch.isin(shard["document"].long(), chosen).nonzero().squeeze(1)
+        rows = torch.isin(shard["document"].long(), wanted).nonzero().squeeze(1)
         for part in torch.split(rows, CHUNK):
             begin, end = end, end + len(part)
             made = observation.build_all(mapped(shard["hidden"][part].float(), points, maps)).numpy()
@@ -134,21 +134,18 @@ def split(everything: Episodes, held_out: Collection[int]) -> tuple[Episodes, Ep
     return replace(everything, documents=tuple(learning)), replace(everything, documents=tuple(checking))
 
 
-def _documents(traces: Traces, tasks: Sequence[str]) -> tuple[TracedDocument, ...]:
-    """Return the documents of some tasks, in the order of their rows."""
+def _documents(traces: Traces, chosen: Collection[int]) -> tuple[TracedDocument, ...]:
+    """Return these documents, in the order of their rows."""
     columns = traces.columns("position", "document")
     numbers, first = np.unique(columns["document"].numpy(), return_index=True)
     positions = dict(zip(numbers.tolist(), columns["position"].numpy()[first].tolist(), strict=True))
     found: list[TracedDocument] = []
     row = 0
     for number, facts in enumerate(traces.documents):
-        if matches(facts, tasks):
+        if number in chosen:
             tokens, length = int(facts["tokens"]), int(facts["length"])
             found.append(TracedDocument(number, facts["key"], facts["stream"], row, tokens, positions[number], length))
             row += tokens
-    if not found:
-        known = sorted({str(document["stream"]) for document in traces.documents})
-        raise ArtefactError(f"{traces.folder} holds no document of {', '.join(tasks)}; it holds {'; '.join(known)}.")
     return tuple(found)
 
 

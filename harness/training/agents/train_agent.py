@@ -110,7 +110,9 @@ def train_agent(options: Agent, run: TrainingRun) -> Trained:
     traces, number = data.traces, data.columns["document"]
     reward = choose_reward(options, traces)
     maps = exit_maps(traces, data.resolved, observation)
-    everything = read_episodes(traces, options.tasks, options.tokens, observation, maps, reward)
+    used = data.learned | data.held_out
+    chosen = set(number[used].tolist())
+    everything = read_episodes(traces, chosen, options.tokens, observation, maps, reward)
     learning, held_out = split(everything, set(number[data.held_out].tolist()))
     facts = {
         **data.identity(),
@@ -139,7 +141,6 @@ def train_agent(options: Agent, run: TrainingRun) -> Trained:
     policy = learned.policy.difference(EXIT, CONTINUE)
     scores = agent_scores(policy, held_out)
     replayed, threshold, report = replay_agent(scores, held_out, options.keep)
-    used = data.learned | data.held_out
     said = readings(*(data.columns[key][used] for key in ("top", "top1", "entropy")))
     optimum = beside_optimum(everything, held_out, said, scores, keep=options.keep, seed=seed, progress=progress)
     report += f"\n\n{render_optimum(optimum, describe(reward))}"

@@ -14,6 +14,7 @@ from harness.errors import ArtefactError, TrainingError
 from harness.models.controllers import Observation
 from harness.training.agents.episodes import CONTEXT, Episodes, read_episodes, split
 from harness.training.agents.reward import REWARDS
+from harness.training.traces.reading import documents_of
 from harness.training.traces.store import Traces, TraceWriter
 from tests.training.tracing import FACTS
 
@@ -44,7 +45,8 @@ def write(folder: Path, documents: list[tuple[str, int]], *, new_tokens: int = 0
 
 
 def read(traces: Traces, *tasks: str, length: int = 15, observation: Observation | None = None) -> Episodes:
-    return read_episodes(traces, tasks, length, observation or Observation(), {}, REWARDS["python"])
+    chosen = documents_of(traces, tasks)
+    return read_episodes(traces, chosen, length, observation or Observation(), {}, REWARDS["python"])
 
 
 def test_rows_are_the_trace_s(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_task_keeps_its_documents_alone(tmp_path: Path) -> None:
     assert [document.number for document in found.documents] == [0, 2]
     assert sorted(set(found.observations[:, 0, 0].tolist())) == [0, 2]
     assert len(found.observations) == found.tokens == 52 + 62
-    with pytest.raises(ArtefactError, match=r"no document of rust; it holds javacorpus, elsewhere; py150, somewhere\."):
+    with pytest.raises(ArtefactError, match=r"no document of rust; it has javacorpus, elsewhere; py150, somewhere\."):
         read(traces, "rust")
 
 
@@ -103,6 +105,6 @@ def test_documents_too_short_are_left_out(tmp_path: Path) -> None:
 def test_states_are_mapped_before_they_are_looked_at(tmp_path: Path) -> None:
     traces = write(tmp_path / "t", [(PYTHON, 60), (PYTHON, 80)])
     maps: Any = {point: lambda state, point=point: -point * state for point in POINTS}
-    found = read_episodes(traces, (), 15, Observation(state="exit"), maps, REWARDS["java"])
+    found = read_episodes(traces, (0, 1), 15, Observation(state="exit"), maps, REWARDS["java"])
     hidden = traces.columns("hidden")["hidden"].float()
     assert torch.equal(torch.from_numpy(found.observations), -hidden * torch.tensor(POINTS).view(1, 3, 1))

@@ -23,6 +23,7 @@ from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.reward import REWARDS, describe
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 from harness.training.recipes import Agent
+from harness.training.traces import training_set
 from harness.training.traces.store import Traces
 from tests.training.tracing import trace_of
 
@@ -86,6 +87,18 @@ def test_from_a_trace_to_decoding(train: Command, tiny_llama: Path, trace: Path,
     assert row["threshold"] == 0.5
     assert min(abs(row["exit_layer"] - each) for each in found) < 1e-3
     assert facts["replayed"]["documents"] == 1
+
+
+def test_documents_that_the_exits_learned_from_are_left_out(
+    train: Command, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_set, "documents_of", lambda *_: [1, 2, 4, 5, 6])
+    ran = train()
+    assert ran.code == 0, ran.err
+    facts = read_artefact(tmp_path / "a" / "rl.json", "rl").facts
+    tokens = [int(Traces.open(trace).documents[number]["tokens"]) for number in (1, 2, 4, 5, 6)]
+    assert facts["trained_on"]["documents"] + facts["replayed"]["documents"] == len(tokens)
+    assert facts["trained_on"]["tokens"] + facts["replayed"]["tokens"] == sum(tokens)
 
 
 @pytest.mark.parametrize(
