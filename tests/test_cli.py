@@ -216,7 +216,7 @@ def test_a_run_says_nothing_but_its_stages(
     ]
 
 
-def test_a_run_ends_with_one_table_and_two_sentences(tiny_run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_with_what_to_use_and_one_table(tiny_run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     ran = tiny_run("--strategy", "margin:threshold=0.1,0.2", "--strategy", "oracle", "--out", "out")
     assert ran.code == 0

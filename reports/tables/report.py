@@ -88,7 +88,7 @@ def brief(summary: Summary) -> Document:
     """Return what a run ends with: what each table comes to and its headline, and the first note."""
     parts: list[Part] = []
     for table in split_tables(summary):
-        parts += [Heading(table.heading), *headline(table), Line("")]
+        parts += [Heading(table.heading), *headline(table)]
         if any(row.pareto or not is_candidate(row) for row in table.rows):
             words = "● on the front of exact prefix and speed-up · ◇ upper bound (not deployable)"
             parts.append(Line(words, "faint"))

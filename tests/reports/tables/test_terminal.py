@@ -173,17 +173,17 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
         ),
         (
             [CUT, DIFFERS],
-            "Use full depth where its text counts: nothing faster beyond chance is known to keep its edit similarity. "
+            "Use full depth where its text counts: nothing that is faster is known to keep its edit similarity. "
             "The fastest of all is cut (words of cut).",
         ),
         (
             [BOLD, SLOW],
-            "Use full depth where its text counts: nothing faster beyond chance is known to keep its edit similarity. "
+            "Use full depth where its text counts: nothing that is faster is known to keep its edit similarity. "
             "The fastest of all is bold (words of bold).",
         ),
         (
             [UNTRIED, SLOW],
-            "Use full depth where its text counts: nothing faster beyond chance is known to keep its edit similarity. "
+            "Use full depth where its text counts: nothing that is faster is known to keep its edit similarity. "
             "The fastest of all is untried (words of untried).",
         ),
         (
