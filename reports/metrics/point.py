@@ -83,7 +83,7 @@ class Point:
         near = [cell for cell in cells if self.manifest.model.stored(cell.conditions.weights_format).keeps_tokens]
 
         def speed(cell: Measured) -> float:
-            return paired_ratio(list(cell.block_pairs(near[0], Measured.request_s).values())) or 0.0
+            return paired_ratio(list(cell.block_pairs(near[0], self.prompt_times.request_s).values())) or 0.0
 
         return max(near, key=speed, default=None)
 
