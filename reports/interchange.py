@@ -1,6 +1,6 @@
 """Results in the formats of others: rows of one engine's speed, Every Eval Ever's records, the hub's ``.eval_results``.
 
-Also the other way: answers that Spec-Bench's engines wrote become such rows, so that they stand beside ours.
+Also the other way: what Spec-Bench's and SPEED-Bench's engines wrote becomes such rows, so that they stand beside ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.contracts import Metric
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, UnknownNameError
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate
 from harness.records.record import Record
@@ -174,6 +174,81 @@ def spec_bench_rows(
         tokens_per_verification=Value(value=sum(passes) / len(passes)) if passes else None,
         source=f"{answers.name}, over {baseline.name}",
     )
+
+
+def speed_bench_rows(folder: Path, baseline: Path | None, *, categories: Sequence[str] = ()) -> Iterator[SpeedRow]:
+    """Yield a row of a folder that SPEED-Bench's ``run.py --save_dir`` wrote, or one per category, without speeds.
+
+    Speed-ups are ratios of what the engine says of all requests together, so that they have no intervals.
+
+    Args:
+        folder: with ``configuration.json``, ``timing.json`` and ``acceptance_rate.json``.
+        baseline: the same requests with ``--speculative_algorithm NONE``; no speed-ups without it.
+        categories: of questions.
+
+    Raises:
+        DataError: a folder is something else, or the two are of another model, data set or concurrency.
+    """
+    told, plain = _SpeedBench(folder), None if baseline is None else _SpeedBench(baseline)
+    if plain is not None:
+        for key in ("engine", "model_dir", "dataset_path", "concurrency"):
+            if told.setup.get(key) != plain.setup.get(key):
+                mine, theirs = told.setup.get(key), plain.setup.get(key)
+                raise DataError(f"{key} of {folder} is {mine}, of {baseline} {theirs}. Give the baseline of that run.")
+    setup, lengths = told.setup, told.accepted["Request_AL"]
+    row = SpeedRow(
+        engine=f"SPEED-Bench, {setup['engine']}",
+        engine_version=str(setup.get("engine_version") or ""),
+        method=" ".join(str(setup[key]) for key in ("speculative_algorithm", "draft_model_dir") if setup.get(key)),
+        model=str(setup["model_dir"]),
+        task="SPEED-Bench: overall",
+        data=str(setup.get("dataset_path") or ""),
+        samples=len(lengths),
+        batch_size=int(setup["concurrency"]),
+        baseline="vanilla decoding of the same engine" if plain else "none",
+        machine=str(setup.get("gpu") or ""),
+        source=f"{folder.name}, over {baseline.name}" if baseline else folder.name,
+    )
+    if not categories:
+        speeds = {
+            name: Value(value=mine / theirs)
+            for name, mine, theirs in zip(("speedup", "decode_speedup"), told.speeds, plain.speeds, strict=True)
+        } if plain else {}  # fmt: skip
+        yield row.model_copy(
+            update={
+                **speeds,
+                "tokens_per_second": told.speeds[0],
+                "tokens_per_verification": Value(value=told.accepted["Average_AL"]),
+                "acceptance_by_place": told.places[:PLACES],
+            }
+        )
+    found = told.accepted.get("Category_AL", {})
+    for name in categories:
+        if name not in found:
+            raise UnknownNameError("category", name, found)
+        length = Value(value=found[name])
+        yield row.model_copy(update={"task": f"SPEED-Bench: {name}", "tokens_per_verification": length})
+
+
+class _SpeedBench:
+    """A folder of its results: what was run, tokens a second of all and behind the first, what was accepted."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.setup, (*_, timing), (*_, self.accepted) = (
+                json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+                for name in ("configuration", "timing", "acceptance_rate")
+            )  # a list has an entry for each run into that folder
+            self.speeds = timing["Output TPS"], float(timing["Request Generation Tokens Per Second"]["mean"])
+            rates = {int(key): float(rate) for key, rate in self.accepted["Conditional_Acceptance_Rate"].items()}
+            self.places = tuple(rates[place] for place in sorted(rates) if place > 1)  # the first token is no draft
+            _ = self.setup["engine"], self.setup["model_dir"], self.setup["concurrency"]
+            _ = self.accepted["Average_AL"], self.accepted["Request_AL"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder} is no folder of SPEED-Bench's results ({type(error).__name__}: {error}). Give what its "
+                "run.py wrote to --save_dir."
+            ) from None
 
 
 def _mean_ratio(rates: Sequence[float], plain: Sequence[float]) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from os.path import exists, isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.host.files import real_path
 
 if TYPE_CHECKING:
     from harness.models.facts import Exported
+    from reports.interchange import SpeedRow
     from reports.leaderboard.site import Site
 
 
@@ -110,7 +111,12 @@ def submit(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Run directory, or a file of Spec-Bench's answers.", metavar="RUN", readable=False)
+        Path,
+        typer.Argument(
+            help="Run directory, a file of Spec-Bench's answers, or a folder of SPEED-Bench's results.",
+            metavar="RUN",
+            readable=False,
+        ),
     ],
     to: Annotated[
         Literal["rows", "every-eval-ever", "hub"],
@@ -124,16 +130,16 @@ def convert(
         typer.Option(help="File of rows, or folder of the others. Rows go to stdout without it.", readable=False),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Of Spec-Bench's answers, those of vanilla decoding.", readable=False)
+        Path | None, typer.Option(help="Of Spec-Bench and SPEED-Bench: vanilla decoding's.", readable=False)
     ] = None,
     category: Annotated[
-        list[str] | None, typer.Option(help="Of Spec-Bench's questions. Repeatable. Default: all.", metavar="NAME")
+        list[str] | None, typer.Option(help="Of their questions. Repeatable. Default: all.", metavar="NAME")
     ] = None,
     dataset: Annotated[str, typer.Option(help="Of hub: id of the benchmark's dataset.", metavar="ID")] = "",
     score: Annotated[str, typer.Option(help="Of hub: the score to show.")] = "edit_similarity",
     organisation: Annotated[str, typer.Option(help="Of every-eval-ever: who measured.")] = "not stated",
 ) -> None:
-    """Write a run's results in formats of others, or turn Spec-Bench's answers into rows like ours."""
+    """Write a run's results in formats of others, or turn Spec-Bench's and SPEED-Bench's into rows like ours."""
     from harness.host.files import replace_files
     from harness.running.reading import read_run
     from reports import interchange
@@ -141,12 +147,7 @@ def convert(
     if to == "rows":
         if out is not None and isdir(out):
             raise ConfigError(f"--out {out} is a folder. Give a file for the rows.")
-        if isdir(source):
-            rows = list(interchange.speed_rows(read_run(source)))
-        elif baseline is None:
-            raise ConfigError(f"{source} is no run directory. Give one, or with Spec-Bench's answers --baseline FILE.")
-        else:
-            rows = list(interchange.spec_bench_rows(source, baseline, categories=category or ()))
+        rows = _speed_rows(source, baseline, category or ())
         text = "".join(f"{row.model_dump_json(exclude_none=True)}\n" for row in rows)
         if out is None:
             write(text, end="")
@@ -168,6 +169,19 @@ def convert(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
     replace_files({out / name: text.encode() for name, text in files.items()})
     note(f"{len(files)} files in {out}.")
+
+
+def _speed_rows(source: Path, baseline: Path | None, categories: Sequence[str]) -> Iterable[SpeedRow]:
+    from harness.running.reading import read_run
+    from reports.interchange import spec_bench_rows, speed_bench_rows, speed_rows
+
+    if (source / "timing.json").exists():
+        return speed_bench_rows(source, baseline, categories=categories)
+    if isdir(source):
+        return speed_rows(read_run(source))
+    if baseline is None:
+        raise ConfigError(f"{source} is no run directory. Give one, or with Spec-Bench's answers --baseline FILE.")
+    return spec_bench_rows(source, baseline, categories=categories)
 
 
 Refused = list[tuple[Path, str]]

@@ -12,7 +12,16 @@ import yaml  # type: ignore[import-untyped]
 from huggingface_hub._eval_results import parse_eval_result_entries
 
 from harness.errors import ConfigError
-from reports.interchange import SpeedRow, by_place, every_eval_ever, hub_results, spec_bench_rows, speed_rows
+from reports.interchange import (
+    SpeedRow,
+    Value,
+    by_place,
+    every_eval_ever,
+    hub_results,
+    spec_bench_rows,
+    speed_bench_rows,
+    speed_rows,
+)
 from reports.recorded import RecordedRun
 
 Command = Callable[..., Any]
@@ -127,6 +136,41 @@ def test_spec_bench_s_answers_become_rows(tmp_path: Path, cli: Command) -> None:
     theirs.write_text("{}\n")
     assert "vanilla.jsonl, line 1, is no answer of Spec-Bench" in cli("convert", mine, "--baseline", theirs).error
     assert "with Spec-Bench's answers --baseline FILE" in cli("convert", mine).error
+
+
+def speed_bench(folder: Path, algorithm: str, throughput: float, rate: float, **more: Any) -> Path:
+    """A folder as SPEED-Bench's ``run.py --save_dir`` leaves it: 2 questions, 8 passes, drafts of two tokens."""
+    folder.mkdir()
+    setup = {"engine": "VLLM", "engine_version": "0.11", "model_dir": "m", "draft_model_dir": None, "gpu": "B200"}
+    setup |= {"speculative_algorithm": algorithm, "dataset_path": "speed/qualitative", "concurrency": 1, **more}
+    accepted = {
+        "Request_AL": {"a": 2.0, "b": 1.5}, "Category_AL": {"coding": 2.0, "writing": 1.5}, "Average_AL": 1.75,
+        "Acceptance_Length_Histogram": {"1": 4, "2": 2, "3": 2},
+        "Conditional_Acceptance_Rate": {"1": 1.0, "2": 0.5, "3": 0.5},
+    }  # fmt: skip
+    timing = {"Output TPS": throughput, "Request Generation Tokens Per Second": {"mean": f"{rate:.4f}"}}
+    documents = {"configuration": setup, "timing": [{}, timing], "acceptance_rate": [{}, accepted]}
+    for name, document in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_speed_bench_s_results_become_rows(tmp_path: Path, cli: Command) -> None:
+    drafted = speed_bench(tmp_path / "ngram", "NGRAM", 150.0, 180.0)
+    plain = speed_bench(tmp_path / "none", "NONE", 100.0, 120.0)
+    row = SpeedRow.model_validate_json(cli("convert", drafted, "--baseline", plain).out)
+    assert (row.engine, row.method, row.task, row.samples) == ("SPEED-Bench, VLLM", "NGRAM", "SPEED-Bench: overall", 2)
+    assert (row.speedup, row.decode_speedup) == (Value(value=1.5), Value(value=1.5))
+    assert (row.tokens_per_verification, row.acceptance_by_place) == (Value(value=1.75), (0.5, 0.5))
+    (alone,) = speed_bench_rows(drafted, None)
+    assert (alone.speedup, alone.tokens_per_second, alone.baseline) == (None, 150.0, "none")
+    (coding,) = speed_bench_rows(drafted, plain, categories=["coding"])
+    assert (coding.tokens_per_verification, coding.speedup, coding.tokens_per_second) == (Value(value=2.0), None, None)
+    assert "unknown category 'cooking'" in cli("convert", drafted, "--category", "cooking").error
+    other = speed_bench(tmp_path / "other", "NONE", 100.0, 120.0, concurrency=8)
+    assert "concurrency of" in cli("convert", drafted, "--baseline", other).error
+    (drafted / "acceptance_rate.json").write_text("{}")
+    assert "is no folder of SPEED-Bench's results" in cli("convert", drafted).error
 
 
 def test_files_of_a_run_are_written(tmp_path: Path, tiny_run: Callable[..., Any], cli: Command) -> None:
