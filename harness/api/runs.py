@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.api.columns import SAMPLES, TOKENS, RecordedToken, frame
+from harness.appearance.pages import escape_html
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig
 from harness.errors import ConfigError
@@ -17,6 +18,7 @@ from harness.running.reading import read_run
 from harness.running.runner import execute
 from reports.recorded import RecordedRun
 from reports.tables.frame import to_frame
+from reports.tables.report import brief
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +62,10 @@ class Run:
         tasks = ", ".join(task.name for task in manifest.tasks)
         said = f"{manifest.model.name} on {tasks}, {len(manifest.operating_points)} operating points"
         return one_line(f"{self.run_dir}: {said}{f' ({state})' if state else ''}")
+
+    def _repr_html_(self) -> str:
+        """Show what ``harness run`` ends with: what to use, and the columns that matter most."""
+        return f"{brief(self._recorded.summary)._repr_html_()}<p><small>{escape_html(repr(self))}</small></p>"
 
     @property
     def run_dir(self) -> Path:

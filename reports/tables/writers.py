@@ -1,4 +1,4 @@
-"""Writers of tables for terminals, Markdown and CSV: whatever cells hold stays text, in its cell, and no formula.
+"""Writers of tables for terminals, Markdown, HTML and CSV: whatever cells hold stays text, in its cell, and no formula.
 
 LaTeX has pages as well, and a module of its own (:mod:`reports.tables.latex`).
 """
@@ -11,12 +11,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table as Grid
 
+from harness.appearance.pages import escape_html, templates
 from harness.appearance.terminal import Line as RichLine
 from harness.appearance.terminal import Text
 from harness.appearance.visible_text import one_line, visible
@@ -71,6 +73,21 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
             case Table():
                 yield from _markdown_table(part)
         listed = isinstance(part, Facts) or (isinstance(part, Line) and part.bullet)
+
+
+def to_html(parts: Iterable[Part]) -> Iterator[str]:
+    """Yield the elements of an HTML document, without its style."""
+    shown: Any = templates("reports").get_template("table.html").module
+    for part in _said_once(parts):
+        match part:
+            case Heading():
+                yield f"<h{3 + part.level}>{escape_html(part.text)}</h{3 + part.level}>"
+            case Facts():
+                yield f"<p>{' · '.join(f'{escape_html(name)}: {escape_html(text)}' for name, text in part.facts)}</p>"
+            case Line():
+                yield f"<p>{escape_html(part.text)}</p>" if part.text else ""
+            case Table():
+                yield f"<p><strong>{escape_html(part.title)}</strong></p>{shown.shown(part)}"
 
 
 def to_csv(table: Table) -> str:
@@ -176,6 +193,10 @@ class Document:
 
     parts: tuple[Part, ...]
     widest: int = _WIDEST
+
+    def _repr_html_(self) -> str:
+        """Show all of it in a notebook."""
+        return "\n".join(to_html(self.parts))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield part by part."""

@@ -82,6 +82,10 @@ def test_frames_say_what_the_files_say_and_every_column_is_explained(config: dic
         made = model.generate(sample["prompt_ids"], sample["operating_point"], max_new_tokens=4)
         assert made.tokens[["token_id", "exit_layer"]].equals(mine[["token_id", "exit_layer"]].reset_index(drop=True))
     assert repr(run) == f"{config['out']}: {rows.model[0]} on py150, 2 operating points"
+    shown = run._repr_html_()
+    assert shown.startswith("<h3>py150")
+    assert shown.count("<tr>") == 3
+    assert "3 samples are too few" in shown
 
     table = harness.columns()
     assert not table.duplicated(["table", "column"]).any()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import harness
 from harness.appearance.visible_text import is_hidden
 from harness.commands.console import OneLine, stderr
 from tests.reports.conftest import RunBuilder
@@ -139,6 +140,13 @@ def test_the_terminal(cli: Command, hostile: tuple[Path, Path]) -> None:
     ran = cli("submit", hostile[0])
     assert not hidden(ran.out + ran.err)
     assert "Traceback" not in ran.err
+
+
+def test_a_notebook(hostile: tuple[Path, Path]) -> None:
+    shown = harness.read(hostile[0])._repr_html_()
+    assert not hidden(shown)
+    check_html(shown)
+    assert not {"script", "textarea"} & set(Tags(shown).opened)
 
 
 @pytest.mark.slow
