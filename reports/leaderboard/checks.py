@@ -250,6 +250,8 @@ def _work_of_sample(run: RecordedRun, cell: Measured, sample: SampleRecord) -> I
     decoded = cell.decoded_layers(sample)
     more = (sample.finish_reason == "strategy") + (0 if point.draft_max is None else point.draft_max + 1)
     least, most = sum(decoded), layers * (len(decoded) + more) + sample.layers_discarded
+    if point.draft_max is not None:  # a draft rule may run layers again, for all places of a draft each time
+        most = max(most, sample.layers_read * (point.draft_max + 1))
     if not least <= sample.layers_executed <= most:
         yield (
             f"{_named(sample)} counts {sample.layers_executed} layers for {len(decoded)} tokens, which take {least} to "

@@ -21,6 +21,7 @@ HONEST = [
     ("--batch-size", 2, "--decode", "lossy,lossless+lookup", "--stop", "line"),
     ("--arrival-rate", 50, "--kv", "none,skip"),
     ("--weights-format", "float32,int8", "--attribute"),
+    ("--strategy", "swift", "--strategy", "clasp"),
 ]
 
 
@@ -161,7 +162,7 @@ def test_what_other_records_contradict_is_refused_with_its_place(run: Path, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", HONEST, ids=["batches", "arrivals", "formats"])
+@pytest.mark.parametrize("how", HONEST, ids=["batches", "arrivals", "formats", "searches"])
 def test_honest_runs_contradict_nothing(tiny_run: Command, tmp_path: Path, how: tuple[object, ...]) -> None:
     made = ("--strategy", "full", "--strategy", "confidence:threshold=0.2", "--strategy", "oracle")
     ran = tiny_run(*made, *how, "--max-new-tokens", 12, "--out", tmp_path / "out")
