@@ -41,7 +41,7 @@ TARGET = "agreement=0.75"
 CONFIDENCE = 0.95
 STUDIES = {"ranking": "harness study docs/scripts/results/ranking.toml"}
 LITTLE = 1.05  # layers skipped that would bring less, were deciding free, are too few to pay
-NOT_BYTES = 1.05  # what a byte model may promise beyond what was measured before something else must take the time
+NOT_BYTES = 1.05  # what a byte model may promise beyond what was measured before both are told
 
 HEADS = Column(header="LM heads / token", name="lm_head_per_token", form=".1f", cells=())
 
@@ -129,7 +129,7 @@ def why(rows: Sequence[pd.Series[Any]]) -> str:
     if read < 1:
         return f"it reads {heads:.1f} LM heads a token to skip layers worth {skipped:.2f}×"
     if read > NOT_BYTES * measured:
-        return f"bytes read say {read:.2f}×, and deciding takes time beside them"
+        return f"bytes read say {read:.2f}×, the clock {measured:.2f}×"
     return f"bytes read say {read:.2f}× as well"
 
 
