@@ -155,20 +155,20 @@ def ranking(found: Found, _: Path) -> Iterator[Table]:
         of_text = {row["text"]: f"{bare(REQUEST, row)} ({bare(DECODING, row)})" for row in each}
         cells = [of_text.get(text, MISSING) for text in STREAMS]
         setting = MISSING if each[0]["strategy"] == BASELINE else _options(fastest)
-        words = [str(name), setting, _said(best), _said(decoding), f"{prefix:.2f}", told]
+        words = [str(name), setting, _said(best), _said(decoding), told, f"{prefix:.2f}"]
         lines.append(((bool(lossless), best[0]), [*words, *cells, text_of(LOST, pd.Series({LOST.name: lost}))]))
-    heads = [
-        "strategy",
-        "its setting",
+    heads: list[str | Column] = [
+        Column(header="strategy", kind="label"),
+        Column(header="its setting", kind="text"),
         REQUEST.header,
         DECODING.header,
+        Column(header="verdict", kind="text"),
         PREFIX.header,
-        "verdict",
         *STREAMS,
         LOST.header,
     ]
     ordered = sorted(lines, key=lambda line: line[0], reverse=True)
-    yield of_rows(heads, [cells for _, cells in ordered], label=True)
+    yield Table.of_rows("", heads, [cells for _, cells in ordered])
 
 
 def _beside_text(rows: Sequence[pd.Series[Any]]) -> str:
