@@ -204,7 +204,7 @@ def speed_bench_rows(folder: Path, baseline: Path | None, *, categories: Sequenc
         task="SPEED-Bench: overall",
         data=str(setup.get("dataset_path") or ""),
         samples=len(lengths),
-        batch_size=int(setup["concurrency"]),
+        batch_size=told.batch_size,
         baseline="vanilla decoding of the same engine" if plain else "none",
         machine=str(setup.get("gpu") or ""),
         source=f"{folder.name}, over {baseline.name}" if baseline else folder.name,
@@ -242,8 +242,10 @@ class _SpeedBench:
             self.speeds = timing["Output TPS"], float(timing["Request Generation Tokens Per Second"]["mean"])
             rates = {int(key): float(rate) for key, rate in self.accepted["Conditional_Acceptance_Rate"].items()}
             self.places = tuple(rates[place] for place in sorted(rates) if place > 1)  # the first token is no draft
-            _ = self.setup["engine"], self.setup["model_dir"], self.setup["concurrency"]
-            _ = self.accepted["Average_AL"], self.accepted["Request_AL"]
+            self.batch_size = int(self.setup["concurrency"])
+            _ = self.setup["engine"], self.setup["model_dir"], self.accepted["Average_AL"], self.accepted["Request_AL"]
+            if not min(self.speeds) > 0:
+                raise ValueError("no tokens a second")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{folder} is no folder of SPEED-Bench's results ({type(error).__name__}: {error}). Give what its "
