@@ -17,13 +17,11 @@ from harness.records import OperatingPointRecord
 from harness.records.estimate import MISSING, Estimate
 from harness.replay.calibrate import document_losses, parse_target
 from measured import (
-    BYTES,
     DECODING,
     LOST,
     OVER_TEXT,
     PREFIX,
     REQUEST,
-    SKIPPED,
     STREAMS,
     Found,
     Shown,
@@ -42,8 +40,6 @@ CONFIDENCE = 0.95
 STUDIES = {"ranking": "harness study docs/scripts/results/ranking.toml"}
 LITTLE = 1.05  # layers skipped that would bring less, were deciding free, are too few to pay
 NOT_BYTES = 1.05  # what a byte model may promise beyond what was measured before both are told
-
-HEADS = Column(header="LM heads / token", name="lm_head_per_token", form=".1f", cells=())
 
 Setting = tuple[str, str, str]
 """Kind of text, strategy, and its options as JSON: what it runs with, however it was written."""
@@ -206,21 +202,7 @@ def _options(point: str) -> str:
     return ", ".join(options) or "as it ships"
 
 
-def settings(found: Found, _: Path) -> Iterator[Table]:
-    """Yield a line per operating point, all kinds of text together."""
-    lines = []
-    for name, each in _points(ranked_rows(found)):
-        shown = (SKIPPED, HEADS, BYTES, PREFIX, LOST)
-        means = pd.DataFrame(each)[[one.name for one in shown]].astype("float64").mean()
-        cells = [text_of(one, means) for one in shown]
-        speeds = [_said(together(each, one.name)) for one in (REQUEST, DECODING)]
-        lines.append([name, *cells[:3], *speeds, *cells[3:]])
-    heads = [one.header for one in (SKIPPED, HEADS, BYTES, REQUEST, DECODING, PREFIX, LOST)]
-    yield of_rows(["operating point", *heads], lines, label=True)
-
-
 TABLES = {
     "ranking": Shown(("ranking",), ranking),
     "ranking-promised": Shown(("ranking",), promised),
-    "ranking-settings": Shown(("ranking",), settings),
 }

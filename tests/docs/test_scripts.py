@@ -236,5 +236,3 @@ def test_a_strategy_stands_at_what_is_certified(tmp_path: Path, build: Any) -> N
     assert line[:2] == ["fixed", "layer=5"]
     assert [cell[:5] for cell in line[2:4]] == ["1.50×", "2.00×"]  # requests, decoding
     assert line[4:] == ["faster, with 100% of the text lost", "0.00", "1.50× (2.00×)", *[MISSING] * 4]
-    *_, line = lines(ranked.settings({"ranking": [found["lost"]]}, tmp_path))
-    assert line[:3] == ["fixed:layer=5", "50.0 %", "1.0"]
