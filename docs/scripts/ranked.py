@@ -143,7 +143,7 @@ def ranking(found: Found, _: Path) -> Iterator[Table]:
         decoding = together(each, DECODING.name, choices=len(speeds))
         prefix, lost = (float(np.mean([row[one.name] for row in each])) for one in (PREFIX, LOST))
         if best[1] <= 1:
-            told = f"{'costs more than it saves' if best[2] < 1 else 'no gain that can be told'}: {why(each)}"
+            told = f"{'costs more than it saves' if best[2] < 1 else 'no measurable gain'}: {why(each)}"
         elif "+" in each[0]["decode"] and each[0]["strategy"] != BASELINE:
             told = _beside_text(each)
         else:
@@ -170,7 +170,7 @@ def ranking(found: Found, _: Path) -> Iterator[Table]:
 def _beside_text(rows: Sequence[pd.Series[Any]]) -> str:
     """Say whether exits behind drafts from text are worth using: held against the fastest such drafts alone."""
     held = together(rows, OVER_TEXT.name)
-    told = "slows text drafts down" if held[2] < 1 else "no gain over text drafts that can be told"
+    told = "slows text drafts down" if held[2] < 1 else "no measurable gain over text drafts"
     return f"{'worth using' if held[1] > 1 else told}: {_said(held)} of text drafts alone"
 
 

@@ -197,7 +197,7 @@ def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() ->
     ("step_s", "told"),
     [
         (0.06, "slows text drafts down: 0.91× [0.91, 0.91] of text drafts alone"),
-        (0.05, "no gain over text drafts that can be told: 1.00× [1.00, 1.00] of text drafts alone"),
+        (0.05, "no measurable gain over text drafts: 1.00× [1.00, 1.00] of text drafts alone"),
         (0.04, "worth using: 1.11× [1.11, 1.11] of text drafts alone"),
     ],
 )
