@@ -69,7 +69,7 @@ class Estimate:
     def text(self, number: str = "{:.3g}", bound: str | None = None, factor: float = 1.0) -> str:
         """Return ``value [low, high]``, or the value and that it has no interval; the only place that writes one."""
         brackets = self.brackets(number if bound is None else bound, factor)
-        text = number.format(self.value * factor)
+        text = written(number, self.value * factor)
         return f"{text} {brackets}" if brackets else text
 
     def brackets(self, bound: str, factor: float = 1.0) -> str:
@@ -78,4 +78,10 @@ class Estimate:
             return ""
         if self.interval is None:
             return f"[{MISSING if self.no_interval is NoInterval.UNDEFINED else TOO_FEW}]"
-        return f"[{', '.join(bound.format(end * factor) for end in self.interval)}]"
+        return f"[{', '.join(written(bound, end * factor) for end in self.interval)}]"
+
+
+def written(form: str, number: float) -> str:
+    """Return a number as a table shows it, with a minus sign and not a hyphen."""
+    text = form.format(number)
+    return f"−{text[1:]}" if text.startswith("-") else text

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.records.cost import PARTS, Attribution
+from harness.records.estimate import written
 from reports.figures import drawing
 from reports.figures.drawing import Figure, Width
 from reports.recorded import RecordedRun
@@ -76,7 +77,7 @@ def _draw(run: RecordedRun, one: Attribution, width: Width) -> Canvas:
             low, high = share.interval or (share.value, share.value)
             points.plot([100 * low, 100 * high], [place, place], color=look.colour)
             points.plot(100 * share.value, place, look.marker, color=look.colour, markersize=6)
-            text = f"{100 * share.value:.1f}".replace("-", "−")
+            text = written("{:.1f}", 100 * share.value)
             drawing.near(
                 points, text, (100 * share.value, place), (0, 6), ha="center", va="bottom", fontsize=7.5, zorder=5
             )

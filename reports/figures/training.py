@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.appearance.pages import depth_colour
 from harness.contracts.recipes import WeightsRule, loss_weights
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, written
 from reports.figures import drawing
 from reports.figures.drawing import Figure, Width
 from reports.training_logs import AgentLog, LiteLog, TrainingLogs
@@ -218,7 +218,7 @@ def _draw_rewards(agents: Sequence[AgentLog], width: Width) -> Canvas:
             low, high = min(*later, 0.0, 0.0), max(*later, 0.0, 0.0)
             if later and max(values) - min(values) > 2 * (high - low) > 0:  # the beginning would squeeze all the rest
                 axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-                where = f"begins at {values[0]:.3g}, outside".replace("-", "−")
+                where = f"begins at {written('{:.3g}', values[0])}, outside"
                 axes.text(0.98, 0.05, where, transform=axes.transAxes, ha="right", fontsize=7, color=drawing.INK)
         drawing.say_size(row[0], f"n = {sum(step.episodes for step in agent.steps):,} episodes")
     rows[-1][0].set_xlabel("decisions, thousands")

@@ -156,7 +156,7 @@ def _tabular(table: Table, page: range) -> Iterator[str]:
 def _cell(column: Column, row: int) -> str:
     if column.kind == "label":
         return rf"\texttt{{{escape_latex(column.texts[row])}}}"
-    return escape_latex(re.sub(r"(?<![\w.])-(?=\d)", "−", column.texts[row]))
+    return escape_latex(column.texts[row])
 
 
 def _head(column: Column) -> list[str]:

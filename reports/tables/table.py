@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from harness.appearance.visible_text import one_line
-from harness.records.estimate import MISSING, Estimate
+from harness.records.estimate import MISSING, Estimate, written
 
 _MOST_DECIMALS = 9  # a value below a billionth of its unit is written as zero
 
@@ -131,7 +131,7 @@ class Column:
         factor = self.scale * (100 if self.form == "percent" else 1)
         if isinstance(cell, Estimate):
             return cell.text(number, bound if self.intervals else "", factor)
-        return number.format(cell * factor)
+        return written(number, cell * factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
