@@ -668,7 +668,7 @@ class OpenBatch:
         except Exception as error:  # a protocol's or the tokenizer's: other rows are decoding
             if is_out_of_memory(error):
                 raise
-            one.failure = ModelError(f"whether it has ended cannot be told: {reason(error)}.")
+            one.failure = ModelError(f"cannot say whether it has ended: {reason(error)}.")
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:
         self._kept.forget(row)

@@ -44,7 +44,7 @@ KINDS = {
     "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32),
     "configurations": Kind("what transformers makes of configurations and tokenizers, whose import takes seconds", 64),
     "choices": Kind("the fastest weights format of a model on this machine, as it was timed", 64),
-    "digests": Kind("hashes of weight files that are told by size and time", 256),
+    "digests": Kind("hashes of weight files, kept by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),
 }
 """Kinds of cached files; those with a bound are folders of their own."""

@@ -60,7 +60,7 @@ def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
     elif _has_its_text(free):
         first = f"Use {free.operating_point}: {free.verdict}."
     else:
-        first = f"Use {free.operating_point}: {free.verdict}; no loss of edit similarity that can be told from chance."
+        first = f"Use {free.operating_point}: {free.verdict}; no measurable loss of edit similarity."
     if faster[0] is free:
         return f"{first} It is the fastest of all {len(others)}."
     return f"{first} The fastest of all is {faster[0].operating_point} ({faster[0].verdict})."

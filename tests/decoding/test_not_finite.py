@@ -217,5 +217,5 @@ def test_a_stop_rule_that_raises_fails_its_row_only(llama: Any, prompts: list[li
 
     done = decode(llama.engine, prompts, Full(), "propagate", stop=stop)
     assert [done[0].token_ids, done[2].token_ids] == [alone[0].token_ids, alone[2].token_ids]
-    assert str(done[1].failure) == "whether it has ended cannot be told: IndexError: no such piece."
+    assert str(done[1].failure) == "cannot say whether it has ended: IndexError: no such piece."
     assert len(done[1].token_ids) == 2

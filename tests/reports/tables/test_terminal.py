@@ -164,7 +164,7 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
     [
         (
             [BOLD, SAFE, SLOW, CHANCE, ORACLE],
-            "Use safe: words of safe; no loss of edit similarity that can be told from chance. "
+            "Use safe: words of safe; no measurable loss of edit similarity. "
             "The fastest of all is bold (words of bold).",
         ),
         (
