@@ -154,13 +154,14 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
     return Shown((study,), parts)
 
 
-def worth(cold: str, warm: str) -> Shown:
+def worth(cold: str, warm: str = "") -> Shown:
     """Return what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
+    ways = [("cold", cold, "", COLD_S), *([("warm", warm, WARM, LINE_S)] if warm else ())]
 
     def parts(found: Found, _: Path) -> Iterator[Table]:
         lines = []
         for text in STREAMS:
-            for how, study, keep, latency in (("cold", cold, "", COLD_S), ("warm", warm, WARM, LINE_S)):
+            for how, study, keep, latency in ways:
                 rows = rows_of(found[study])
                 rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
                 by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
@@ -171,7 +172,7 @@ def worth(cold: str, warm: str) -> Shown:
         first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
         yield Table.of_rows("", (*first, *heads), lines)
 
-    return Shown(tuple(dict.fromkeys((cold, warm))), parts)
+    return Shown(tuple(dict.fromkeys(study for _, study, _, _ in ways)), parts)
 
 
 def base_of(point: str) -> str:
@@ -364,7 +365,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = ("attribution", "formats", "kv", "lines", "sessions", "stopping")
+_STUDIES = ("attribution", "formats", "kv", "lines", "second", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -377,6 +378,7 @@ STUDIES = {
 TABLES = {
     "worth": worth("lines", "sessions"),
     "lossless": lossless("lines", "sessions"),
+    "second": worth("second", "second"),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
