@@ -235,5 +235,5 @@ def test_rows_of_several_formats_are_held_against_the_fastest_full_depth() -> No
         update={"strategy": "full"}
     )
     said = conclusion(ResultTable((FULL, slow, depth, fast), "a machine"))
-    assert said.startswith("Use a@fp16: words of a@fp16; no loss")
+    assert said.startswith("Use a@fp16: words of a@fp16; no measurable loss")
     assert said.endswith("It is the fastest of all 2.")
