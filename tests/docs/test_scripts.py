@@ -48,6 +48,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "docs" / "results" / "measure", tmp_path / "docs" / "results")
     (tmp_path / "bin").mkdir()
     (tmp_path / "some" / "where" / "DATA_FOLDER").mkdir(parents=True)
+    (tmp_path / "some" / "where" / "MODEL.gguf").touch()
     for name in ("harness", "python"):
         (tmp_path / "bin" / name).write_text(FAKE.format(name))
         (tmp_path / "bin" / name).chmod(0o755)
@@ -58,7 +59,7 @@ def script(checkout: Path) -> subprocess.CompletedProcess[str]:
     """Run the script with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "../../docs/results/measure", "DATA_FOLDER"], cwd=checkout / "some" / "where",
+        ["bash", "../../docs/results/measure", "DATA_FOLDER", "MODEL.gguf"], cwd=checkout / "some" / "where",
         env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
