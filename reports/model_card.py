@@ -26,7 +26,7 @@ def model_card(
     """
     rows = [row for summary in summaries for row in summary.rows if not row.rehearsed and row.n]
     shown = [metric for metric in metrics_of(rows) if metric.name in SCORES or metric is EXIT_LAYER]
-    adapter, head = exported["adapter_sha256"], "a linear map per exit, then its own head"
+    adapter, head = exported["adapter_sha256"], "an exit module each, then its own head"
     tuned = f", with the LITE adapter `{adapter[:12]}` merged into the weights" if adapter else ""
     points = ", ".join(map(str, exported["exit_points"])) or "none"
     head = "the model's own head" if exported["exit_head"] == "shared" else head

@@ -320,7 +320,7 @@ def scores(_: Found, folder: Path) -> Iterator[Part]:
 
 def by_token(_: Found, folder: Path) -> Iterator[Part]:
     """Yield where exits of three models pay, by groups of the same tokens; what was drafted is of generated ones."""
-    names = {"base": "base", "shared": "one head", "tuned": "a map per exit"}
+    names = {"base": "base", "shared": "one head", "tuned": "exit modules"}
     found = {
         name: Calibration.model_validate(_document(folder / "by-token" / name / CALIBRATION))
         for name in (*names, "generated")
@@ -347,13 +347,13 @@ def by_token(_: Found, folder: Path) -> Iterator[Part]:
         Column(header="number", form="count"),
         *(Column(header=f"layers until right: {title}", form=".1f") for title in names.values()),
         *(f"right at {layers}: {title}" for title in names.values()),
-        Column(header="drafts accepted: a map per exit", form=".2f"),
+        Column(header="drafts accepted: exit modules", form=".2f"),
     )
     yield Table.of_rows("", columns, lines)
     yield Line(
-        f"{tuned.tokens:,} tokens of {tuned.documents} documents that tuning has not read, teacher-forced; drafts of "
+        f"{tuned.tokens:,} tokens of {tuned.documents} documents of the test splits, teacher-forced; drafts of "
         f"{made.groups[0].drafts[0].operating_point} on {made.tokens:,} tokens generated behind {made.documents} "
-        "others, most of which it has read. Replayed: no time is in it."
+        "others, most of which tuning has read. Replayed: no time is in it."
     )
 
 

@@ -115,7 +115,7 @@ def _agreement(one: TokenGroup, place: int) -> Estimate:
 def _name(one: Calibration) -> str:
     """Return what tells a model's sweep from others of the same tokens."""
     weights = "base" if one.weights == "pretrained" else one.weights
-    return f"{weights}, {'one head' if one.exit_head == 'shared' else 'a map per exit'}"
+    return f"{weights}, {'one head' if one.exit_head == 'shared' else 'exit modules'}"
 
 
 def _figures_of(calibration: Calibration, number: int) -> Iterator[Figure]:

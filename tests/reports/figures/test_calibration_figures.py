@@ -106,7 +106,7 @@ def test_sweeps_of_the_same_tokens_share_the_figure_of_where_exits_pay() -> None
     first, second = calibration_figures([base, other, tuned])
     assert (first.name, second.name) == ("exits-pay-tiny", "exits-pay-tiny-2")
     layers, shallow, deep = drawn(first).axes
-    assert [line.get_label() for line in layers.lines] == ["base, one head", "tuned, a map per exit"]
+    assert [line.get_label() for line in layers.lines] == ["base, one head", "tuned, exit modules"]
     assert [list(line.get_xdata()) for line in layers.lines] == [[7, 9, 5]] * 2, "too few numbers to say something"
     assert [list(line.get_xdata()) for line in shallow.lines] == [[0.25] * 3] * 2
     assert [list(line.get_xdata()) for line in deep.lines] == [[0.5] * 3] * 2
