@@ -217,7 +217,7 @@ def test_an_agent_at_the_optimum_is_at_no_distance_and_a_worse_one_is_below() ->
     assert gaps[0] == pytest.approx(0, abs=0.03)
     assert gaps[1] < -0.03  # it never exits and earns nothing
     text = render_optimum(found, describe(REWARDS["savings"]))
-    assert re.search(r"^Distance of the agent to the optimum: -\d\.\d{3} .* reward a token", text, re.M)
+    assert re.search(r"^Distance of the agent to the optimum: −\d\.\d{3} .* reward a token", text, re.M)
     assert "| mean exit layer (replayed) at | 90% | 95% | 97% | 98% | 99% |" in text
     assert "Reward: savings (penalty 4)." in text
 
