@@ -154,14 +154,13 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
     return Shown((study,), parts)
 
 
-def worth(cold: str, warm: str = "") -> Shown:
+def worth(cold: str, warm: str) -> Shown:
     """Return what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
-    ways = [("cold", cold, "", COLD_S), *([("warm", warm, WARM, LINE_S)] if warm else ())]
 
     def parts(found: Found, _: Path) -> Iterator[Table]:
         lines = []
         for text in STREAMS:
-            for how, study, keep, latency in ways:
+            for how, study, keep, latency in (("cold", cold, "", COLD_S), ("warm", warm, WARM, LINE_S)):
                 rows = rows_of(found[study])
                 rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
                 by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
@@ -172,7 +171,7 @@ def worth(cold: str, warm: str = "") -> Shown:
         first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
         yield Table.of_rows("", (*first, *heads), lines)
 
-    return Shown(tuple(dict.fromkeys(study for _, study, _, _ in ways)), parts)
+    return Shown(tuple(dict.fromkeys((cold, warm))), parts)
 
 
 def base_of(point: str) -> str:
