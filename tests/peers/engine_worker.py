@@ -8,8 +8,8 @@ Without being told another way, each decodes greedily at full depth. The engine'
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from harness.config import parse_all
 from harness.config.decode import DRAFT_MAX, parse_decode
 from harness.config.model import DEFAULT_MODEL
 from harness.config.options import build_strategy
-from harness.contracts import Lossless, ModelRequest, Strategy, WeightsChoice
+from harness.contracts import Lossless, ModelRequest, Strategy, Tokenizer, WeightsChoice
+from harness.contracts.models import with_bos
 from harness.decoding.engine import Engine
 from harness.errors import HarnessError
 from harness.models.model import resolve
 from harness.running.operating_points import drafting
 from strategies.full import Full
-from tests.peers.workers import Decoded, Decoder, serve
+from tests.peers.workers import Decoded, Decoder, Spelling, serve
 
 SHARED = "smollm2-135m-shared"
 """The shipped set with such weights."""
@@ -54,7 +55,7 @@ def load_engine(name: str, threads: int, weights: WeightsChoice) -> Decoder:
         one = build_strategy(parse_all((strategy,))[0])
         return one, "recompute", drafting(parse_decode(decode), DRAFT_MAX, "auto", one, loaded.info)
 
-    def decode(prompt: list[int], count: int, way: str) -> Decoded:
+    def decode(prompt: list[int], count: int, way: str, _: Callable[[int], None]) -> Decoded:
         strategy, kv, lossless = told(way)
         (made,) = engine.decode([prompt], strategy, kv=kv, max_new_tokens=[count], lossless=lossless)
         passes = made.verifications if lossless else count - 1
@@ -72,13 +73,19 @@ def load_engine(name: str, threads: int, weights: WeightsChoice) -> Decoder:
 
 
 class Clock:
-    """A streamer of ``generate`` that notes when each token comes; the prompt's come first."""
+    """A streamer of ``generate`` that notes when each token comes, and tells it; the prompt's come first."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Callable[[int], None]) -> None:
         self.start, self.times_s = time.perf_counter(), list[float]()
+        self._known: Callable[[int], None] | None = None
+        self._later = known
 
     def put(self, tokens: torch.Tensor) -> None:
         self.times_s += [time.perf_counter() - self.start] * tokens.numel()
+        if self._known is not None:
+            for token in tokens.flatten().tolist():
+                self._known(token)
+        self._known = self._later
 
     def end(self) -> None:
         pass
@@ -114,7 +121,8 @@ class Layers:
 def load_generate(threads: int, weights: WeightsChoice) -> Decoder:
     torch.set_num_threads(threads)
     request = ModelRequest(DEFAULT_MODEL, weights=weights, exit_head="shared", artefacts=SHARED)
-    module = resolve(request).load("cpu").module
+    found = resolve(request)
+    module = found.load("cpu").module
     settings, layers = module.generation_config, Layers(module)
     settings.eos_token_id, settings.pad_token_id = None, 0
     settings.num_assistant_tokens_schedule = "constant"
@@ -129,8 +137,8 @@ def load_generate(threads: int, weights: WeightsChoice) -> Decoder:
         return {"assistant_early_exit": layer}
 
     @torch.inference_mode()
-    def decode(prompt: list[int], count: int, way: str) -> Decoded:
-        ids, given, clock = torch.tensor([prompt]), told(way), Clock()
+    def decode(prompt: list[int], count: int, way: str, known: Callable[[int], None]) -> Decoded:
+        ids, given, clock = torch.tensor([prompt]), told(way), Clock(known)
         layers.clear()
         made = module.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, streamer=clock, **given
@@ -138,10 +146,20 @@ def load_generate(threads: int, weights: WeightsChoice) -> Decoder:
         tokens = made[0, len(prompt) :].tolist()
         return Decoded(tokens, clock.times_s[-len(tokens) :], layers.counts(len(prompt)))
 
-    return Decoder({"format": "float32", "torch": torch.__version__}, decode)
+    facts = {"format": "float32", "torch": torch.__version__, "model": DEFAULT_MODEL}
+    return Decoder(facts, decode, text=spelling(found.tokenizer))
+
+
+def spelling(tokenizer: Tokenizer) -> Spelling:
+    """Return how a tokenizer reads and writes."""
+    return Spelling(
+        lambda text: with_bos(tokenizer, tokenizer.encode(text)), tokenizer.decode, tokenizer.eos_token_ids.__contains__
+    )
+
+
+def load(wanted: str, threads: str, kind: WeightsChoice = "pretrained") -> Decoder:
+    return load_generate(int(threads), kind) if wanted == "generate" else load_engine(wanted, int(threads), kind)
 
 
 if __name__ == "__main__":
-    wanted, limit, kind = sys.argv[1], int(sys.argv[2]), [*sys.argv[3:], "pretrained"][0]
-    load = load_generate if wanted == "generate" else lambda *given: load_engine(wanted, *given)
-    serve(lambda: load(limit, kind), HarnessError)  # type: ignore[arg-type]  # checked by what it is given to
+    serve(load, HarnessError)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint16, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,7 +65,7 @@ class QuantiseParameters(ctypes.Structure):
 
 
 class Tokens(ctypes.Structure):
-    """``llama_batch``: without positions and sequences they follow those before; logits of the last one only."""
+    """``llama_batch``: without positions and sequences they follow those before; logits of the last, unless named."""
 
     _fields_: ClassVar = [("n_tokens", c_int32), *_fields(c_void_p, "token embd pos n_seq_id seq_id logits")]
 
@@ -78,6 +78,15 @@ class PoolParameters(ctypes.Structure):
         *_fields(c_bool, "strict_cpu paused"),
     ]
 
+
+class Vector(ctypes.Structure):
+    """``std::vector<int>`` as libstdc++ has it."""
+
+    _fields_: ClassVar = _fields(c_void_p, "start end capacity")
+
+
+_DRAFT = "_Z25common_ngram_simple_draftRK26common_ngram_simple_configRKSt6vectorIiSaIiEEi"
+_DELETE = "_ZdlPv"
 
 _Log = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 
@@ -102,6 +111,9 @@ class Library:
         self.call("llama_log_set", None, _Log, c_void_p)(self._log, None)
         self._ggml.ggml_backend_load_all_from_path(str(folder).encode())  # the best of the processor's builds
         self.call("llama_backend_init", None)()
+        common = ctypes.CDLL(str(folder / "libllama-common.so"))
+        self._draft = _typed(common, _DRAFT, None, POINTER(Vector), c_void_p, POINTER(Vector), c_int32)
+        self._delete = _typed(common, _DELETE, None, c_void_p)
         self.model_defaults = self.call("llama_model_default_params", ModelParameters)()
         self.context_defaults = self.call("llama_context_default_params", ContextParameters)()
         self.quantise_defaults = self.call("llama_model_quantize_default_params", QuantiseParameters)()
@@ -145,6 +157,23 @@ class Library:
             "build": self.build.stem.removeprefix("libggml-cpu-"),
             "features": " ".join(part.split()[-3] for part in said.split("|") if part.strip().endswith("= 1")),
         }
+
+    def look_up(self, token_ids: Sequence[int], size: int, length: int) -> list[int]:
+        """Return what its look-up ``ngram-simple`` drafts behind tokens.
+
+        Args:
+            token_ids: of prompt and completion.
+            size: tokens that have to be the same (``size_ngram``).
+            length: tokens of a draft at most (``size_mgram``).
+        """
+        held = (c_int32 * len(token_ids))(*token_ids)
+        start = ctypes.addressof(held)
+        before = start + 4 * (len(token_ids) - 1)  # the last token is given by itself
+        drafted, sizes = Vector(), (c_uint16 * 2)(size, length)
+        self._draft(drafted, sizes, Vector(start, before, before), token_ids[-1])
+        found = ctypes.string_at(drafted.start, drafted.end - drafted.start) if drafted.start else b""
+        self._delete(drafted.start)
+        return np.frombuffer(found, np.int32).tolist()
 
     def quantise(self, source: Path, target: Path, quantisation: str) -> None:
         """Write a GGUF file with the matrices of another one in another quantisation.
@@ -196,6 +225,7 @@ class Context:
         self._context = context
         self._memory = library.call("llama_get_memory", c_void_p, c_void_p)(context)
         self._clear = library.call("llama_memory_clear", None, c_void_p, c_bool)
+        self._remove = library.call("llama_memory_seq_rm", c_bool, c_void_p, c_int32, c_int32, c_int32)
         self._decode = library.call("llama_decode", c_int32, c_void_p, Tokens)
         self._logits = library.call("llama_get_logits_ith", POINTER(c_float), c_void_p, c_int32)
         self._vocabulary = vocabulary = library.call("llama_model_get_vocab", c_void_p, c_void_p)(model)
@@ -212,17 +242,37 @@ class Context:
         """Forget the sequence."""
         self._clear(self._memory, False)
 
+    def forget(self, length: int) -> None:
+        """Leave so many tokens of the sequence."""
+        self._remove(self._memory, 0, length, -1)
+
     def choose(self, token_ids: Sequence[int]) -> int:
         """Append tokens to the sequence; return the most probable next one.
 
         Raises:
             RuntimeError: llama.cpp refuses them.
         """
+        self._append(token_ids, None)
+        return self._most_probable(-1)
+
+    def choices(self, token_ids: Sequence[int]) -> list[int]:
+        """Append tokens to the sequence; return the most probable next one behind each of them.
+
+        Raises:
+            RuntimeError: llama.cpp refuses them.
+        """
+        self._append(token_ids, (c_int8 * len(token_ids))(*[1] * len(token_ids)))
+        return [self._most_probable(place) for place in range(len(token_ids))]
+
+    def _append(self, token_ids: Sequence[int], wanted: Any) -> None:
         held = (c_int32 * len(token_ids))(*token_ids)
-        refused = self._decode(self._context, Tokens(len(token_ids), ctypes.cast(held, c_void_p)))
+        given = Tokens(len(token_ids), ctypes.cast(held, c_void_p), logits=wanted and ctypes.cast(wanted, c_void_p))
+        refused = self._decode(self._context, given)
         if refused:
             raise RuntimeError(f"llama.cpp refuses {len(token_ids)} tokens (code {refused})")
-        return int(np.ctypeslib.as_array(self._logits(self._context, -1), (self._words,)).argmax())
+
+    def _most_probable(self, place: int) -> int:
+        return int(np.ctypeslib.as_array(self._logits(self._context, place), (self._words,)).argmax())
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text as llama.cpp's server reads a prompt: with those that the model wants around it.
@@ -237,11 +287,14 @@ class Context:
             raise RuntimeError(f"llama.cpp makes no tokens of {len(text)} characters")
         return list(held[:count])
 
-    def piece(self, token: int) -> bytes:
-        """Return what a token spells; it may end inside a character."""
+    def spell(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, with U+FFFD where it ends inside a character."""
         held = ctypes.create_string_buffer(256)
-        count = self._spell(self._vocabulary, token, held, len(held), 0, False)
-        return held.raw[: max(count, 0)]
+        spelled = b""
+        for token in token_ids:
+            count = self._spell(self._vocabulary, token, held, len(held), 0, False)
+            spelled += held.raw[: max(count, 0)]
+        return spelled.decode(errors="replace")
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a completion."""

@@ -4,19 +4,26 @@ Each of ``Worker``'s processes loads one model and then waits for its standard i
 pipes and JSON are no part of them; memory and processor time are the process's own. Two of them at work at once
 would wait for each other's threads at every matrix: whoever measures asks one after the other, and looks at
 ``idle_share``.
+
+``http PORT [WAY]`` behind the arguments of a worker's module makes it a server instead, for the strategy ``endpoint``:
+``POST /completion`` streams greedy tokens in the words of llama.cpp's server, decoded in one of the worker's ways.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,15 +51,33 @@ class Decoder:
 
     Attributes:
         facts: about it, for whoever prints.
-        decode: prompt, number of tokens, and in which of its ways → greedy tokens with their times.
+        decode: prompt, number of tokens, in which of its ways, and whom to tell each token as soon as it is known →
+            greedy tokens with their times.
         choices: prompt and text → the most probable token at every place of the text, given what is before it.
         rest: called before it waits.
+        text: what a server needs besides; ``None`` of one that is no peer.
     """
 
     facts: dict[str, Any]
-    decode: Callable[[list[int], int, str], Decoded]
+    decode: Callable[[list[int], int, str, Callable[[int], None]], Decoded]
     choices: Callable[[list[int], list[int]], list[int]] | None = None
     rest: Callable[[], None] = lambda: None
+    text: Spelling | None = None
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a peer reads and writes text.
+
+    Attributes:
+        tokens: of a prompt, with those that the model wants around it.
+        spell: the text of a completion's tokens, with U+FFFD at its end where that is inside a character.
+        ends: whether a token ends a completion.
+    """
+
+    tokens: Callable[[str], list[int]]
+    spell: Callable[[list[int]], str]
+    ends: Callable[[int], bool]
 
 
 class WorkerFailedError(Exception):
@@ -149,17 +174,22 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / TICKS  # user and system, the process's threads together
 
 
-def serve(load: Callable[[], Decoder], refusals: type[Exception] | tuple[type[Exception], ...]) -> None:
-    """Be a worker's process: load, say so, and answer until standard input ends.
+def serve(load: Callable[..., Decoder], refusals: type[Exception] | tuple[type[Exception], ...]) -> None:
+    """Be a worker's process: load, say so, and answer until standard input ends; or be a server.
 
     Args:
-        load: returns the decoder.
+        load: given the module's arguments, returns the decoder.
         refusals: what it raises when the model cannot be had, as a reason.
     """
+    arguments = sys.argv[1:]
+    if HTTP in arguments:
+        place = arguments.index(HTTP)
+        _serve_http(load(*arguments[:place]), int(arguments[place + 1]), " ".join(arguments[place + 2 :]))
+        return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print is no answer
     try:
-        decoder = load()
+        decoder = load(*arguments)
     except refusals as refused:
         print(json.dumps({"failed": str(refused).splitlines()[0]}), file=answers, flush=True)
         return
@@ -175,4 +205,79 @@ def serve(load: Callable[[], Decoder], refusals: type[Exception] | tuple[type[Ex
             assert decoder.choices is not None, decoder.facts
             answer = {"choices": decoder.choices(asked["prompt"], asked["text"])}
         else:
-            answer = asdict(decoder.decode(asked["prompt"], asked["count"], asked["way"]))
+            answer = asdict(decoder.decode(asked["prompt"], asked["count"], asked["way"], lambda _: None))
+
+
+HTTP = "http"
+
+
+class _OverError(Exception):
+    """A completion is over, or nobody listens any more."""
+
+
+def _serve_http(decoder: Decoder, port: int, way: str) -> None:
+    spelling = decoder.text
+    assert spelling is not None, decoder.facts
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            made, sent, ending = list[int](), "", "limit"
+
+            def known(token: int) -> None:
+                nonlocal sent, ending
+                made.append(token)
+                if spelling.ends(token):
+                    ending = "eos"
+                    raise _OverError
+                text = spelling.spell(made)
+                piece = "" if text.endswith("\ufffd") else text.removeprefix(sent)
+                self._send({"content": piece, "stop": False, "tokens_predicted": len(made)})
+                sent += piece
+
+            with suppress(_OverError):
+                decoder.decode(spelling.tokens(body["prompt"]), body["n_predict"], way, known)
+            with suppress(_OverError):
+                last = {"content": "", "stop": True, "stop_type": ending, "tokens_predicted": len(made)}
+                self._send({**last, "model": decoder.facts["model"]})
+            decoder.rest()
+
+        def _send(self, event: dict[str, object]) -> None:
+            try:
+                waiting, _, _ = select.select([self.connection], [], [], 0)
+                if waiting and not self.connection.recv(1, socket.MSG_PEEK):  # it hung up: the text was enough for it
+                    raise _OverError
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            except OSError:
+                raise _OverError from None
+
+    server = HTTPServer(("127.0.0.1", port), Handler)
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+@contextmanager
+def serving(module: str, *arguments: str, way: str = "", port: int = 0) -> Iterator[str]:
+    """The URL of a worker that is a server, until the block ends.
+
+    Args:
+        module: of the worker.
+        arguments: its own.
+        way: in which it decodes.
+        port: of its own, or any.
+    """
+    command = [sys.executable, "-m", module, *arguments, HTTP, str(port), *way.split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = process.stdout.readline().strip()
+            assert found, f"{module} ended"
+            yield f"http://127.0.0.1:{found}/completion"
+        finally:
+            process.kill()

