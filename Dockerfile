@@ -4,7 +4,7 @@
 #     serve --host 0.0.0.0 --api-key-file key
 # Nobody's rights, whoever runs it: what a command writes lies in /results, converted weights in /cache. torch without CUDA's
 # libraries; --build-arg TORCH=cu126 (a word of uv's --torch-backend) takes them, several gigabytes.
-FROM python:3.12-slim
+FROM python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
 
 ARG TORCH=cpu
 RUN useradd --create-home --uid 1000 harness && install --directory --mode 1777 /results /cache

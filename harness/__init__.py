@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
 
 __all__ = ["RunConfig", "columns", "load", "read", "run"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "RunConfig": "harness.config",
