@@ -25,6 +25,10 @@ from reports.tables.table import Cell, Column, Line, Part, Table
 STREAMS = ("Python's library", "JDK", "CodeXGLUE, Python", "CodeXGLUE, Java")
 LOOKUP, SUFFIX = "full@lossless+lookup", "full@lossless+suffix"
 EXITS, BOTH = (f"classifier:threshold=0.95@lossless{source}" for source in ("", "+suffix"))
+STOPPED = (
+    *("full", *(f"full@stop={rule}" for rule in ("line", "statement", "block", "excess"))),
+    *(f"{point}{stop}" for point in ("classifier:threshold=0.95", LOOKUP) for stop in ("", "@stop=statement")),
+)
 COLD, WARM = "none", "exact"
 """What a request of a session leaves to the next."""
 
@@ -50,8 +54,8 @@ def _metric(header: str, name: str, form: str = ".2f", **more: Any) -> Column:
 
 
 PREFIX = _metric("exact prefix", "exact_prefix")
+EXACT = _metric("exact text", "exact_text")
 OWN_TEXT = _metric("own text", "own_text_agreement", "fraction")
-LINE = _metric("exact line", "exact_line")
 SIMILARITY = _metric("edit sim.", "edit_similarity", "fraction")
 SKIPPED = _metric("layers skipped", "layers_skipped", "percent")
 VERIFIED = _metric("tokens / verification", "tokens_per_verification")
@@ -59,7 +63,6 @@ ACCEPTED = _metric("accepted", "acceptance")
 BYTES = _metric("byte model", "byte_model_speedup", "ratio")
 DECODING = _metric("decoding", "decode_speedup", "ratio")
 REQUEST = _metric("whole request", "speedup", "ratio")
-LOST = _metric("edit sim. to full depth's", "edit_similarity_difference", "difference")
 SAVED = _metric("tokens saved", "tokens_saved", ".0f", scale=100, unit="%")
 ENDED = _metric("stopped early", "stopped", ".0f", scale=100, unit="%")
 KEPT = _metric("accepted characters", "accepted_prefix", ".1f")
@@ -67,7 +70,6 @@ PER_CHARACTER = _metric("time per accepted character", "accepted_character_s", "
 OVER_FP16 = _metric("whole request", "speedup_over_fastest", "ratio")
 DECODING_OVER_FP16 = _metric("decoding", "decode_speedup_over_fastest", "ratio")
 OVER_TEXT = _metric("over the fastest text drafts", "speedup_over_lossless", "ratio")
-OVER_WARM = _metric("over warm full depth", "speedup_over_first", "ratio")
 PROMPT = _metric("prompt, %", "prefill_share", ".0f", scale=100, unit="%")
 FIRST_TOKEN = _metric("first token, ms", "session_ttft_p50_s", ".0f", scale=1000)
 LINE_S = _metric("line, ms", "session_latency_p50_s", ".0f", scale=1000)
@@ -237,50 +239,66 @@ def draft_kinds(found: Found, _: Path) -> Iterator[Table]:
     yield of_rows(("kind of token", "exits alone", "suffix"), shown)
 
 
-def kv(found: Found, _: Path) -> Iterator[Table]:
-    """Yield a line per stream, strategy and KV policy."""
-    rows = rows_of(found["kv"])
-    names = {"text": "text", "strategy": "strategy", "kv": "KV"}
-    yield listing(rows[rows["strategy"] != "full"], names, (PREFIX, OWN_TEXT, LINE, SKIPPED, DECODING))
+def beside(study: str, label: str, by: str, groups: Mapping[str, tuple[str, Sequence[Column]]]) -> Shown:
+    """Return a line per stream and ``label`` that has every value of ``by``, a group of columns for each."""
+
+    def parts(found: Found, _: Path) -> Iterator[Table]:
+        rows = rows_of(found[study])
+        rows["operating_point"] = rows["operating_point"].map(base_of)
+        rows = rows[rows.groupby(["text", label])[by].transform("nunique") == len(groups)]
+        columns: list[Column] = []
+        for value, (how, metrics) in groups.items():
+            words = {} if columns else {"text": "text", label: label.replace("_", " ")}
+            titled = [replace(one, header=f"{how}: {one.header}") for one in metrics]
+            columns += listing(rows[rows[by] == value], words, titled).columns
+        yield Table(title="", columns=tuple(columns))
+
+    return Shown((study,), parts)
 
 
-Way = tuple[str, str, str]
-"""Study, what a request leaves to the next, and what a column's header says of it."""
+RIVALS = {
+    **{
+        f"{point}{form}": f"{name}, {form[1:] or 'w8a8'}"
+        for form in ("@fp16", "@w8a8", "")
+        for point, name in (("full", "full depth"), (LOOKUP, "look-up"), (SUFFIX, "suffix"))
+    },
+    **{
+        f"endpoint:url=http://127.0.0.1:{port}/completion": name
+        for port, name in (
+            (8103, "transformers, float32"),
+            (8104, "transformers, its look-up"),
+            (8101, "llama.cpp"),
+            (8102, "llama.cpp, its look-up"),
+            (8105, "llama.cpp, Q4_0"),
+        )
+    },
+}
+"""Operating points of the studies beside other engines → what they are called."""
 
 
-def side_by_side(ways: Mapping[Way, Sequence[Column]]) -> Shown:
-    """Return a table with a line per stream and operating point of the first study, a group of columns for each way."""
+def rivals(study: str) -> Shown:
+    """Return a line per engine and way of decoding, cold and in an editor: whole requests, exact texts in brackets."""
 
-    def parts(found: Found, _folder: Path) -> Iterator[Table]:
-        by: dict[tuple[str, str, str, str], pd.Series[Any]] = {}
-        for study in dict.fromkeys(study for study, _, _ in ways):
-            for _, row in rows_of(found[study]).iterrows():
-                by[row["text"], base_of(row["operating_point"]), study, row["keep"]] = row
-        first = next(iter(ways))[0]
-        lines = list(dict.fromkeys(key[:2] for key in by if key[2] == first))
-        texts, names = zip(*lines, strict=True)
-        made = [
-            Column(header="text", kind="text", cells=texts),
-            Column(header="operating point", kind="label", cells=names),
-        ]
-        for (study, keep, how), columns in ways.items():
-            rows = [by.get((*line, study, keep)) for line in lines]
-            for one in columns:
-                cells = tuple(None if row is None else estimate(row, one.name) for row in rows)
-                made.append(replace(one, header=f"{how}: {one.header}", cells=cells))
-        yield Table(title="", columns=tuple(made))
+    def parts(found: Found, _: Path) -> Iterator[Table]:
+        rows = rows_of(found[study])
+        by = {(base_of(row["operating_point"]), row["text"], row["keep"]): row for _, row in rows.iterrows()}
+        ways = [(keep, how) for keep, how in (("", "cold"), (WARM, "warm")) if keep in set(rows["keep"])]
+        lines = [
+            (
+                how, name, *(
+                    f"{text_of(OVER_FP16, row)} ({bare(EXACT, row)})"
+                    for row in (by[point, text, keep] for text in STREAMS)
+                ),
+            )
+            for keep, how in ways
+            for point, name in RIVALS.items()
+            if (point, STREAMS[0], keep) in by
+        ]  # fmt: skip
+        yield Table.of_rows(
+            "", (Column(header="requests", kind="text"), Column(header="", kind="text"), *STREAMS), lines
+        )
 
-    return Shown(tuple(dict.fromkeys(study for study, _, _ in ways)), parts)
-
-
-def lossless(cold: str, warm: str) -> Shown:
-    """Return what every operating point keeps and brings, cold and in an editor."""
-    return side_by_side(
-        {
-            (cold, "", "cold"): (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
-            (warm, WARM, "warm"): (REQUEST, DECODING, OVER_TEXT),
-        }
-    )
+    return Shown((study,), parts)
 
 
 def attribution(found: Found, _: Path) -> Iterator[Table]:
@@ -289,16 +307,14 @@ def attribution(found: Found, _: Path) -> Iterator[Table]:
         yield from attribution_tables(one)
 
 
-def green_code(settings: Sequence[str], *columns: str) -> Shown:
-    """Return GREEN-CODE's numbers and ours at some settings, in some columns of their comparison."""
-
-    def parts(found: Found, _: Path) -> Iterator[Table]:
-        for one in against_green_code(found["green-code"]):
-            rows = tuple(row for row in one.rows if row.setting in settings)
-            table, _matched = comparison_tables(replace(one, rows=rows, notes=()))
-            yield replace(table, columns=tuple(each for each in table.columns if each.name in ("", *columns)))
-
-    return Shown(("green-code",), parts)
+def green_code(found: Found, _: Path) -> Iterator[Table]:
+    """Yield GREEN-CODE's numbers and ours."""
+    shown = (FULL, "threshold 0.6", "threshold 0.9", "fixed:layer=14")
+    for one in against_green_code(found["green-code"]):
+        rows = tuple(row for row in one.rows if row.setting in shown)
+        table, _matched = comparison_tables(replace(one, rows=rows, notes=()))
+        columns = ("", "layers_skipped", "time_of_uncached", "time_saving")
+        yield replace(table, columns=tuple(each for each in table.columns if each.name in columns))
 
 
 def scores(_: Found, folder: Path) -> Iterator[Part]:
@@ -337,7 +353,7 @@ def by_token(_: Found, folder: Path) -> Iterator[Part]:
                 one.name if one.by == ALL else f"{one.by}: {one.name}",
                 one.tokens,
                 *(Estimate.of(of.sufficient_layer, of.sufficient_layer_ci) for of in each),
-                *(" / ".join(f"{of.agreement[place]:.2f}" for place in shown) for of in each),
+                " / ".join(f"{one.agreement[place]:.2f}" for place in shown),
                 None if drafted is None else drafted.drafts[0].share,
             )
         )
@@ -345,7 +361,7 @@ def by_token(_: Found, folder: Path) -> Iterator[Part]:
         Column(header="tokens", kind="text"),
         Column(header="number", form="count"),
         *(Column(header=f"layers until right: {title}", form=".1f") for title in names.values()),
-        *(f"right at {layers}: {title}" for title in names.values()),
+        f"right at {layers}: {names['tuned']}",
         Column(header="drafts accepted: exit modules", form=".2f"),
     )
     yield Table.of_rows("", columns, lines)
@@ -364,7 +380,7 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = ("attribution", "formats", "kv", "lines", "second", "sessions", "stopping")
+_STUDIES = ("attribution", "formats", "kv", "lines", "rivals", "rivals-second", "second", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -376,26 +392,33 @@ STUDIES = {
 
 TABLES = {
     "worth": worth("lines", "sessions"),
-    "lossless": lossless("lines", "sessions"),
+    "lossless": points(
+        "lines",
+        (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
+        *(LOOKUP, SUFFIX, EXITS, BOTH, EXITS.partition("@")[0], "oracle"),
+    ),
     "second": worth("second", "second"),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
+    "rivals": rivals("rivals"),
+    "rivals-second": rivals("rivals-second"),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
-    "sessions": side_by_side(
-        {
-            ("sessions", COLD, "cold"): (LINE_S, REQUEST, DECODING, OVER_WARM),
-            ("sessions", WARM, "warm"): (FIRST_TOKEN, LINE_S, WITHIN, REQUEST, DECODING),
-        }
+    "sessions": beside(
+        "sessions",
+        "operating_point",
+        "keep",
+        {COLD: ("cold", (LINE_S, REQUEST)), WARM: ("warm", (FIRST_TOKEN, LINE_S, WITHIN, REQUEST, DECODING))},
     ),
     "scores": Shown(("scores",), scores),
     "by-token": Shown(("by-token",), by_token),
-    "kv": Shown(("kv",), kv),
-    "attribution": Shown(("attribution",), attribution),
-    "stopping": points("stopping", (SAVED, ENDED, KEPT, SIMILARITY, REQUEST, PER_CHARACTER), texts=STREAMS[:2]),
-    "green-code-kv": green_code(
-        (FULL, "threshold 0.9", "rl:agent=rl-java", "rl:agent=rl-python", "fixed:layer=14"),
-        *("layers_skipped", "time_of_uncached", "energy_of_uncached"),
+    "kv": beside(
+        "kv",
+        "strategy",
+        "kv",
+        {policy: (policy, (PREFIX, OWN_TEXT, SKIPPED, DECODING)) for policy in ("propagate", "recompute")},
     ),
-    "green-code-grid": green_code(("threshold 0.6", "threshold 0.9"), "layers_skipped", "time_saving"),
+    "attribution": Shown(("attribution",), attribution),
+    "stopping": points("stopping", (SAVED, ENDED, KEPT, REQUEST, PER_CHARACTER), *STOPPED, texts=STREAMS[:2]),
+    "green-code": Shown(("green-code",), green_code),
 }
 """Name in the documentation → table."""

@@ -18,7 +18,6 @@ from harness.records.estimate import MISSING, Estimate
 from harness.replay.calibrate import document_losses, parse_target
 from measured import (
     DECODING,
-    LOST,
     OVER_TEXT,
     PREFIX,
     REQUEST,
@@ -29,7 +28,6 @@ from measured import (
     of_rows,
     rows_of,
     stream,
-    text_of,
 )
 from reports.recorded import RecordedRun
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
@@ -141,18 +139,18 @@ def ranking(found: Found, _: Path) -> Iterator[Table]:
         each = dict(_points(own))[fastest]
         best = together(each, choices=len(speeds))
         decoding = together(each, DECODING.name, choices=len(speeds))
-        prefix, lost = (float(np.mean([row[one.name] for row in each])) for one in (PREFIX, LOST))
+        prefix = float(np.mean([row[PREFIX.name] for row in each]))
         if best[1] <= 1:
             told = f"{'costs more than it saves' if best[2] < 1 else 'no measurable gain'}: {why(each)}"
         elif "+" in each[0]["decode"] and each[0]["strategy"] != BASELINE:
             told = _beside_text(each)
         else:
             told = "worth using" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
-        of_text = {row["text"]: f"{bare(REQUEST, row)} ({bare(DECODING, row)})" for row in each}
+        of_text = {row["text"]: bare(REQUEST, row) for row in each}
         cells = [of_text.get(text, MISSING) for text in STREAMS]
         setting = MISSING if each[0]["strategy"] == BASELINE else _options(fastest)
         words = [str(name), setting, _said(best), _said(decoding), told, f"{prefix:.2f}"]
-        lines.append(((bool(lossless), best[0]), [*words, *cells, text_of(LOST, pd.Series({LOST.name: lost}))]))
+        lines.append(((bool(lossless), best[0]), [*words, *cells]))
     heads: list[str | Column] = [
         Column(header="strategy", kind="label"),
         Column(header="its setting", kind="text"),
@@ -161,7 +159,6 @@ def ranking(found: Found, _: Path) -> Iterator[Table]:
         Column(header="verdict", kind="text"),
         PREFIX.header,
         *STREAMS,
-        LOST.header,
     ]
     ordered = sorted(lines, key=lambda line: line[0], reverse=True)
     yield Table.of_rows("", heads, [cells for _, cells in ordered])

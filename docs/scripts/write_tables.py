@@ -31,6 +31,8 @@ STUDIES = {**measured.STUDIES, **ranked.STUDIES}
 TABLES = {**measured.TABLES, **ranked.TABLES}
 ROOT = Path(__file__).resolve().parents[2]
 OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.M)
+UNDER = re.compile(r"<br>(?:\\\[95 %[^\]]*\])?(?:, )?([^ |]*)")
+"""The line under a header: the level of its intervals, which the line under the table says, and its unit."""
 BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.M | re.S)
 
 
@@ -81,8 +83,9 @@ def blocks(page: Path) -> list[str]:
 def rendered(table: Shown, runs: Runs, folder: Path) -> str:
     """Return a table in Markdown, and where it comes from."""
     found = {study: runs.of(study) for study in table.studies}
-    lines = [line.replace(r"<br>\[95 % interval]", "") for line in to_markdown(table.parts(found, folder))]
-    return "\n".join([*lines, "", provenance(table, found), "", ""])  # which says what brackets are
+    lines = "\n".join(to_markdown(table.parts(found, folder)))
+    lines = UNDER.sub(lambda unit: unit[1] and f", {unit[1]}", lines)
+    return "\n".join([lines, "", provenance(table, found), "", ""])  # which says what brackets are
 
 
 def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
