@@ -276,8 +276,8 @@ RIVALS = {
 """Operating points of the studies beside other engines → what they are called."""
 
 
-def rivals(study: str) -> Shown:
-    """Return a line per engine and way of decoding, cold and in an editor: whole requests, exact texts in brackets."""
+def rivals(study: str, speed: Column) -> Shown:
+    """Return a line per engine and way of decoding, cold and in an editor: how fast it is, exact text in brackets."""
 
     def parts(found: Found, _: Path) -> Iterator[Table]:
         rows = rows_of(found[study])
@@ -286,7 +286,7 @@ def rivals(study: str) -> Shown:
         lines = [
             (
                 how, name, *(
-                    f"{text_of(OVER_FP16, row)} ({bare(EXACT, row)})"
+                    f"{text_of(speed, row)} ({bare(EXACT, row)})"
                     for row in (by[point, text, keep] for text in STREAMS)
                 ),
             )
@@ -399,8 +399,8 @@ TABLES = {
     ),
     "second": worth("second", "second"),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
-    "rivals": rivals("rivals"),
-    "rivals-second": rivals("rivals-second"),
+    "rivals": rivals("rivals", OVER_FP16),
+    "rivals-second": rivals("rivals-second", REQUEST),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
     "sessions": beside(
