@@ -208,15 +208,13 @@ def stood(found: Sequence[Acceptance | None]) -> str:
 
 
 def draft_sources(found: Found, _: Path) -> Iterator[Table]:
-    """Yield which drafts stood, by what drafted them and where."""
+    """Yield which drafts stood, by what drafted them."""
     of = drafts(found["lines"])
-    layers = sorted({key[1] for (_, point), keys in of.items() if point == EXITS for key in keys if key[1] is not None})
     wanted = [
         ("look-up", LOOKUP, ("lookup", None, None)),
         ("suffix", SUFFIX, ("suffix", None, None)),
         ("exits behind suffix", BOTH, (EXIT, None, None)),
         ("exits alone", EXITS, (EXIT, None, None)),
-        *((f"… after layer {layer}", EXITS, (EXIT, layer, None)) for layer in layers),
     ]
     lines = []
     for title, point, key in wanted:
