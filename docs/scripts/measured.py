@@ -413,7 +413,10 @@ TABLES = {
         "kv",
         "strategy",
         "kv",
-        {policy: (policy, (PREFIX, OWN_TEXT, SKIPPED, DECODING)) for policy in ("propagate", "recompute")},
+        {
+            "propagate": ("propagate", (PREFIX, SKIPPED, DECODING)),
+            "recompute": ("recompute", (PREFIX, SKIPPED, DECODING, OWN_TEXT)),
+        },
     ),
     "attribution": Shown(("attribution",), attribution),
     "stopping": points("stopping", (SAVED, ENDED, KEPT, REQUEST, PER_CHARACTER), *STOPPED, texts=STREAMS[:2]),
