@@ -24,7 +24,7 @@ PEERS = {
     8105: ("llama.cpp", "Q4_0", ""),
 }
 """Port → engine, weights and way: of the default model, which llama.cpp requantises from its file. Of another there are
-the first two, on its file as it is. The look-up's sizes are those of llama.cpp's server, the fastest of six tried."""
+the first two, on its file as it is. The look-up's sizes are those of llama.cpp's server, the fastest of five tried."""
 
 
 def main(model: str, *beside: str) -> int:
