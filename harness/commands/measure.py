@@ -43,6 +43,12 @@ def run(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Estimate what it takes from a few requests; keep nothing.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", help="Print all of report.md: every table, notes, glossary.", rich_help_panel=OUTPUT),
@@ -56,6 +62,13 @@ def run(
         settings = run_settings(given, config, resume)
     console = stderr()
     log_to(console)
+    if dry_run:
+        from harness.commands.study import foresee_run
+
+        if resume is not None:
+            raise ConfigError("--dry-run estimates a run from its beginning. Omit --resume.")
+        foresee_run(settings)
+        return
     from harness.commands.progress import RunProgress
     from harness.running.runner import execute
     from reports.tables.report import brief, render

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.appearance.terminal import Console
+    from harness.config import RunConfig
     from harness.contracts.executors import Executor
     from harness.study.conduct import Outcome
     from harness.study.estimate import Estimate
@@ -130,7 +132,9 @@ def study(
         given |= _pairs(options or [], "--executor-option")
         with EXECUTORS.load(executor).open(given) as runs:
             if dry_run:
-                _foresee(directory, left, runs, console)
+                found = _foresee(directory, left, runs)
+                title = f"{len(left)} points are left, {len(points) - len(left)} measured"
+                stdout().print(_estimate_table(found, title))
                 return
             from harness.commands.progress import StudyProgress
 
@@ -182,17 +186,42 @@ def _list_parts(directory: StudyDirectory) -> list[Point]:
     return left
 
 
-def _foresee(directory: StudyDirectory, left: Sequence[Point], runs: Executor, console: Console) -> None:
+def _foresee(directory: StudyDirectory, left: Sequence[Point], runs: Executor) -> list[Estimate]:
+    """Measure a few requests of each kind, and return what the points will take."""
     from harness.commands.progress import StudyProgress
     from harness.study.estimate import PROBE_REQUESTS, estimates
 
     found = []
-    with StudyProgress(console, f"points to estimate, from {PROBE_REQUESTS} requests of each kind") as progress:
+    with StudyProgress(stderr(), f"to estimate, from {PROBE_REQUESTS} requests of each kind") as progress:
         progress.begin(len(left), 0)
         for one in estimates(directory, left, runs, progress.happened):
             progress.ended(one.point.name, one.refused)
             found.append(one)
-    stdout().print(_estimate_table(found, done=len(directory.points) - len(left)))
+    return found
+
+
+def foresee_run(settings: RunConfig) -> None:
+    """Print what a run would complete and what it takes, as a study of this one point; nothing of it is kept."""
+    from harness.running.resolve import resolve
+    from harness.study.grid import StudyConfig, expand
+    from harness.study.ledger import StudyDirectory
+
+    plan = resolve(settings)
+    for task in plan.tasks:
+        where = f"{task.record.source}, protocol {task.record.protocol}"
+        stdout().print(escape(f"{task.record.name}: {task.record.samples} samples of {where}"), soft_wrap=True)
+    stdout().print(escape(f"operating points: {', '.join(point.name for point in plan.points)}"), soft_wrap=True)
+    grid = StudyConfig(run=settings.model_dump(mode="json", exclude={"out"}, exclude_unset=True))
+    points = [replace(point, name="the run") for point in expand(grid)]
+    with (
+        tempfile.TemporaryDirectory(prefix="harness-estimate-") as folder,
+        StudyDirectory(Path(folder), grid, points, dry=True) as directory,
+        EXECUTORS.load("local").open({}) as runs,
+    ):
+        [found] = _foresee(directory, points, runs)
+    if found.refused:
+        raise ConfigError(found.refused)
+    stdout().print(_estimate_table([found], "Nothing of it is measured yet"))
 
 
 def _say_outcome(outcome: Outcome, folder: Path, steps: int) -> None:
@@ -215,12 +244,12 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def _estimate_table(found: Sequence[Estimate], done: int) -> Table:
-    """Return what points will take: requests, time with its interval, energy, host memory; and all of them together."""
+def _estimate_table(found: Sequence[Estimate], title: str) -> Table:
+    """Return what points will take, each and together: requests, time with its interval, energy, host memory."""
     from rich.table import Table
 
     table = Table(
-        title=f"{len(found)} points are left, {done} measured", title_justify="left", box=None,
+        title=title, title_justify="left", box=None,
         caption="Time as if every request ran at full depth, ± what few requests leave open (95 %); exits make it "
         "less, checks more. Loading and scoring are not counted. Host memory: the peak of the process, a GPU's own "
         "memory apart.", caption_justify="left",

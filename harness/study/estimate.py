@@ -1,4 +1,4 @@
-"""Estimated time of a study's remaining points: from a few requests at full depth, measured where it will run.
+"""Estimated time of runs, alone or of a study: from a few requests at full depth, measured where they will run.
 
 For each kind of run (model, task, source, budget, batch) a small run is made once, below the study's folder, and kept.
 """

@@ -73,3 +73,21 @@ def test_a_dry_run_leaves_a_study_as_it_is_and_says_what_is_left(
     again = cli("study", file, "--out", "s", "--dry-run")
     assert (again.code, again.out.count("1.50 GB")) == (0, 3)  # each seed, and both together
     assert probe.read_bytes() == measured
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_is_estimated_and_nothing_of_it_is_kept(
+    cli: Command, declare: Declare, tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    file = declare()
+    file.write_text(file.read_text().replace("[run]", "").replace("[grid]", ""))
+    before = snapshot(tmp_path)
+    foreseen = cli("run", "--config", file, "--repeats", "2", "--out", "made", "--dry-run")
+    assert foreseen.code == 0, foreseen.err
+    samples, points, estimated = foreseen.out.split("\n", 2)
+    assert samples.startswith("py150: 2 samples of ")
+    assert points == "operating points: full, fixed:layer=4"
+    assert estimated.split("the run", 1)[1].split()[0] == str(2 * 2 * 2)
+    assert snapshot(tmp_path) == before
+    for refused, why in (("--task=none", "unknown task 'none'"), ("--resume=made", "made")):
+        assert why in cli("run", "--config", file, "--dry-run", refused).err
