@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from reports.comparing.conditions import parse_condition
 
 Command = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
+ACTION = yaml.safe_load((ROOT / ".github/actions/compare/action.yml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +88,38 @@ def test_bad_flags_are_refused_before_anything_is_read(cli: Command) -> None:
 
 
 def test_the_documented_workflows_can_be_read() -> None:
-    import yaml
-
-    from reports.comparing.conditions import parse_condition
-
-    text = (Path(__file__).resolve().parents[1] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
     workflows = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
     assert [workflow["name"] for workflow in workflows] == ["early exit", "history"]
-    for workflow in workflows:
-        (job,) = workflow["jobs"].values()
-        assert all("uses" in step or "run" in step for step in job["steps"])
-    conditions = re.findall(r'--fail-if "([^"]+)"', text)
-    assert [parse_condition(text).metric.name for text in conditions] == ["edit_similarity", "latency_p50_s", "speedup"]
+    (action,), steps = (next(iter(workflow["jobs"].values()))["steps"] for workflow in workflows)
+    assert all("uses" in step or "run" in step for step in steps)
+    assert action["with"].keys() == ACTION["inputs"].keys()
+    for given in (action["with"]["fail-if"], ACTION["inputs"]["fail-if"]["default"]):
+        assert all(parse_condition(line).metric.name for line in given.splitlines())
+
+
+def test_the_action_runs_both_sides_and_fails_as_its_conditions_say(
+    tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    for side in ("before", "after"):
+        (tmp_path / side).mkdir()
+        activate = tmp_path / f"venv-{side}" / "bin" / "activate"
+        activate.parent.mkdir(parents=True)
+        activate.write_text(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n", encoding="utf-8")
+    shown = tmp_path / "summary.md"
+    scripts = {step["name"]: step["run"] for step in ACTION["runs"]["steps"] if "run" in step}
+    run = (
+        f"--model {tiny_llama} --source {rows_file} --limit 5 --max-new-tokens 4 --energy none --strategy fixed:layer=6"
+    )
+    env = os.environ | {"RUN": f"{run} --threads 1", "GITHUB_STEP_SUMMARY": str(shown), "PYTHONPATH": str(ROOT)}
+    for name, conditions, code in (
+        ("Run both", "", 0),
+        ("Compare", "layers_skipped<-0.1\n\n", 0),
+        ("Compare", "layers_skipped<-0.1\nlayers_skipped>-0.1\n", 1),
+        ("Show it in the job's summary", "", 0),
+    ):
+        command = ["bash", "-e", "-o", "pipefail", "-c", scripts[name]]
+        given = env | {"CONDITIONS": conditions}
+        ran = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+        assert ran.returncode == code, ran.stderr
+    assert "layers_skipped" in shown.read_text(encoding="utf-8").replace("\\", "")
