@@ -7,6 +7,7 @@ reads without colour vision and in print.
 from __future__ import annotations
 
 import html
+import re
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from harness.appearance.visible_text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 
 def escape_html(text: str) -> str:
@@ -26,7 +28,7 @@ def templates(package: str) -> Environment:
     """Return the templates of a package; every expression in them is escaped as by :func:`escape_html`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    made = Environment(
         loader=PackageLoader(package),
         autoescape=True,
         finalize=_shown,
@@ -34,6 +36,15 @@ def templates(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["breakable"] = _breakable
+    return made
+
+
+def _breakable(name: str) -> Markup:
+    """Return HTML that shows a name, which a narrow screen may break between its parts."""
+    from markupsafe import Markup
+
+    return Markup(re.sub("[:@]", r"\g<0><wbr>", escape_html(name)))  # nosec B704  # escaped
 
 
 def _shown(value: Any) -> Any:
