@@ -64,7 +64,6 @@ PANELS = {
         "sweep": ("replay:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
         "study": ("study:study", "harness study quick --dry-run"),
         "watch": ("study:watch", "harness watch studies/quick --once"),
-        "reproduce": ("measure:reproduce", "harness reproduce green-code"),
     },
     "Learn exits": {
         "suitability": ("replay:suitability", "harness suitability smollm2-135m --documents 8"),

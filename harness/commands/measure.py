@@ -1,4 +1,4 @@
-"""``harness run``, ``compare``, ``rescore`` and ``reproduce``: operating points measured and compared."""
+"""``harness run``, ``compare`` and ``rescore``: operating points measured and compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 
 from harness.appearance.visible_text import shell_word
 from harness.commands.console import (
-    escape,
     log_to,
     note,
     print_tables,
@@ -23,7 +22,7 @@ from harness.commands.console import (
 from harness.commands.options import AsJson, configured_by, named_by_flag, run_settings
 from harness.config import RunConfig
 from harness.config.run import OUTPUT
-from harness.errors import DEFECT, ConfigError, UnknownNameError
+from harness.errors import DEFECT, ConfigError
 
 HOLDS, UNKNOWN = 1, 2
 """Exit codes of ``compare``: a condition holds; one cannot be judged."""
@@ -183,34 +182,3 @@ def rescore(
     note(f"{len(done.names)} score(s): {done.values} values computed, {done.changed} changed, {done.missing} missing")
     if done.failures:
         raise typer.Exit(DEFECT)
-
-
-def reproduce(
-    paper: Annotated[str, typer.Argument(help="green-code.", metavar="PAPER")] = "green-code",
-    limit: Annotated[int, typer.Option(help="Samples per task; the paper has 1,000.", min=1)] = 6,
-    out: Annotated[Path | None, typer.Option(help="Folder. Default: studies/PAPER.", metavar="DIR")] = None,
-) -> None:
-    """Measure a published experiment again, on a small model, and show it beside the published numbers.
-
-    Short for the two commands that it prints; the same command again goes on.
-    """
-    from harness.commands.report import report
-    from harness.commands.study import study
-
-    if paper != "green-code":
-        raise UnknownNameError("paper", paper, ["green-code"])
-    out = out or Path("studies") / paper
-    folder, model = shell_word(out), "model=smollm2-135m"
-    for command in (
-        f"harness study {paper} --only {model} --limit {limit} --out {folder}",
-        f"harness report {folder} --against {paper} --out {shell_word(out / 'report')}",
-    ):
-        stderr().print(escape(command), highlight=False, soft_wrap=True)
-    failed: typer.Exit | None = None
-    try:
-        study(paper, out=out, only=[model], limit=limit)
-    except typer.Exit as some:  # of its points; the others are reported
-        failed = some
-    report([out], out=out / "report", against=paper)
-    if failed is not None:
-        raise failed

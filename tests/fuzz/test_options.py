@@ -57,7 +57,7 @@ BASES: dict[str, dict[str, str]] = {
 """What a command is given beside what is tried; values lie in a case's folder. A new command goes without."""
 
 ELSEWHERE = {
-    *("study", "reproduce", "watch"),  # points are processes, which do not end before weights are read: tests/study
+    *("study", "watch"),  # points are processes, which do not end before weights are read: tests/study
     "prepare",  # a process for each of its commands, which are tried themselves
     "cache",  # other tests live on what is kept
     "lm-eval",  # indexes thousands of files for a name that it does not know

@@ -1,4 +1,4 @@
-"""A paper's numbers beside runs: ``harness report --against``, and ``harness reproduce``, which is short for it."""
+"""A paper's numbers beside runs: ``harness report --against``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 Command = Callable[..., Any]
 
@@ -44,32 +43,7 @@ def test_runs_are_shown_beside_the_paper_and_written(
         (["report", "runs", "--against", "green-code", "--stored"], "--against goes with --out and --width alone"),
         (["report", "runs", "--against", "green-code", "--width", "text"], "figures are of a report in a folder"),
         (["report", "runs", "--against", "green-code"], "no run has early exits under the protocol green-code"),
-        (["reproduce", "brown-code"], "unknown paper 'brown-code'"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(cli: Command, words: list[str], said: str) -> None:
     assert said in cli(*words).error
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_to_reproduce_is_a_study_and_its_report(cli: Command, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """Points that failed cost the others nothing, and the exit code says so."""
-    did: list[tuple[Any, ...]] = []
-
-    def study(name: str, **options: Any) -> None:
-        did.append(("study", name, options))
-        if fails:
-            raise typer.Exit(1)
-
-    monkeypatch.setattr("harness.commands.study.study", study)
-    monkeypatch.setattr(
-        "harness.commands.report.report", lambda folders, **options: did.append(("report", folders, options))
-    )
-    ran = cli("reproduce", "green-code", "--limit", "2")
-    assert ran.code == int(fails)
-    folder = Path("studies/green-code")
-    assert did == [
-        ("study", "green-code", {"out": folder, "only": ["model=smollm2-135m"], "limit": 2}),
-        ("report", [folder], {"out": folder / "report", "against": "green-code"}),
-    ]
-    assert "harness study green-code --only model=smollm2-135m --limit 2 --out studies/green-code" in ran.err
