@@ -64,8 +64,8 @@ def run(
     if dry_run:
         from harness.commands.study import foresee_run
 
-        if resume is not None:
-            raise ConfigError("--dry-run estimates a run from its beginning. Omit --resume.")
+        if resume is not None or as_json or verbose:
+            raise ConfigError("--dry-run prints what a new run takes. Omit --resume, --json and --verbose.")
         foresee_run(settings)
         return
     from harness.commands.progress import RunProgress

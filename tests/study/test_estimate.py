@@ -89,5 +89,5 @@ def test_a_run_is_estimated_and_nothing_of_it_is_kept(
     assert points == "operating points: full, fixed:layer=4"
     assert estimated.split("the run", 1)[1].split()[0] == str(2 * 2 * 2)
     assert snapshot(tmp_path) == before
-    for refused, why in (("--task=none", "unknown task 'none'"), ("--resume=made", "made")):
-        assert why in cli("run", "--config", file, "--dry-run", refused).err
+    for refused, why in (("--task=none", "unknown task 'none'"), ("--json", "Omit --resume, --json and --verbose")):
+        assert why in cli("run", "--config", file, "--dry-run", refused).error
