@@ -10,9 +10,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -55,27 +53,6 @@ def message_of(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-class Helper(AbstractContextManager["Helper"]):
-    """A fresh interpreter that answers each of some requests, in their order; at its end the process is gone."""
-
-    def __init__(self, module: str, requests: Iterable[Any], *, threads: int | None = None) -> None:
-        with tempfile.TemporaryFile() as lines:
-            lines.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
-            lines.seek(0)
-            self.process = fresh_interpreter(
-                module, stdin=lines, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, threads=threads
-            )
-
-    def answers(self) -> Iterator[dict[str, Any]]:
-        """Iterate the answers as they come; fewer than requests where the process ended before."""
-        assert self.process.stdout is not None
-        return (found for line in self.process.stdout if (found := message_of(line)) is not None)
-
-    def __exit__(self, *_: object) -> None:
-        with self.process:
-            self.process.kill()
-
-
 class Parent:
     """The process that started this one, as one speaks to it; what else prints here goes to standard error."""
 
@@ -91,11 +68,3 @@ class Parent:
             self._lines.flush()
         except BrokenPipeError:
             os._exit(1)
-
-
-def answer_requests(answer: Callable[[Any], Mapping[str, Any]]) -> None:
-    """Answer what a :class:`Helper` is asked, as its entry point."""
-    parent = Parent()
-    with suppress(KeyboardInterrupt):
-        for line in sys.stdin.buffer:
-            parent.tell(answer(json.loads(line)))

@@ -228,15 +228,6 @@ class GgufFile:
             scaled["original_max_position_embeddings"] = self._number("rope.scaling.original_context_length")
         return scaled
 
-    @property
-    def quantisations(self) -> str:
-        """Names of what its matrices are stored as, the most frequent first."""
-        from gguf.constants import GGMLQuantizationType
-
-        kinds = [one.kind for one in self.tensors.values() if len(one.shape) > 1]
-        ordered = sorted(set(kinds), key=kinds.count, reverse=True)
-        return ", ".join(GGMLQuantizationType(kind).name for kind in ordered)
-
     def rows(self, name: str, first: int = 0, last: int | None = None, dtype: Any = None) -> Tensor:
         """Return some rows of a tensor of the file, dequantised in float32 a piece at a time.
 

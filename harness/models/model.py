@@ -278,16 +278,7 @@ class LoadedModel:
 def resolve(request: ModelRequest) -> ResolvedModel:
     """Find a model and its facts; reads no weights."""
     spec = find_spec(request.model)
-    return _resolved(spec, read_shape(spec, request.weights), request)
-
-
-def foresee(request: ModelRequest) -> ModelInfo | None:
-    """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there."""
-    spec = find_spec(request.model)
-    return _resolved(spec, read_shape(spec, "random"), request).info if spec.shape else None
-
-
-def _resolved(spec: ModelSpec, shape: Shape, request: ModelRequest) -> ResolvedModel:
+    shape = read_shape(spec, request.weights)
     exported = read_exported(spec, request)
     info = base_facts(spec, shape, request, exported)
     seen = find_seen(info.base_fingerprint, map(Path, info.artefacts))
