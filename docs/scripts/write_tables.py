@@ -122,12 +122,8 @@ def days(dates: Iterable[date]) -> str:
 
 
 def machines(lines: Iterable[str]) -> list[str]:
-    """Say a machine once, with each number of threads that it ran."""
-    found: dict[str, dict[str, None]] = {}
-    for line in lines:
-        machine, _, threads = line.rpartition(" (") if line.endswith(("thread)", "threads)")) else (line, "", "")
-        found.setdefault(machine, {}).update({threads.rstrip(")"): None} if threads else {})
-    return [f"{machine} ({', '.join(threads)})" if threads else machine for machine, threads in found.items()]
+    """Say each processor once; Results says what their machines have in common."""
+    return list(dict.fromkeys(line.partition(", ")[0] for line in lines))
 
 
 def update(docs: Path, folder: Path, *, write: bool) -> Iterator[tuple[str, str]]:
