@@ -16,7 +16,6 @@ from harness.appearance.visible_text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
 
 def escape_html(text: str) -> str:
@@ -36,15 +35,8 @@ def templates(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["breakable"] = _breakable
+    made.filters["parts"] = re.compile("(?<=[:@])").split  # of a name, between which a narrow screen may break it
     return made
-
-
-def _breakable(name: str) -> Markup:
-    """Return HTML that shows a name, which a narrow screen may break between its parts."""
-    from markupsafe import Markup
-
-    return Markup(re.sub("[:@]", r"\g<0><wbr>", escape_html(name)))  # nosec B704  # escaped
 
 
 def _shown(value: Any) -> Any:
