@@ -119,6 +119,7 @@ def commands() -> list[Command]:
         types = {each: set(_types(one.annotation)) for each, one in signature.items()}
         parsed = {one.name: one for one in as_command(name.split()[-1], function).params}
         assert parsed.keys() == types.keys()
+        parsed.pop("dry_run", None)  # measures in a process of its own, as a study does
         found.append(Command(name, parsed, types))
     return found
 
