@@ -288,12 +288,18 @@ class Block:
         return hidden + self._mlp(self.mlp_norm(hidden))
 
     def _mlp(self, x: Tensor) -> Tensor:
+        pieces = -(-x.element_size() * len(x) * self.mlp_in.shape[0] // KEPT)
+        if pieces > 1 and x.device.type == "cpu":
+            return torch.cat([self._mlp(rows) for rows in x.chunk(pieces)])
         inner = self.mlp_in(x)
         if self.gated:
             gate, up = inner.chunk(2, dim=-1)
             return self.mlp_out(self.activation(gate) * up)
         return self.mlp_out(self.activation(inner))
 
+
+KEPT = 32 << 20
+"""Bytes of the largest piece of memory that glibc can be told to keep when it is freed; a layer meets others anew."""
 
 FEW = 8  # rows, up to which a product takes the time of reading its matrix
 COUNTS = (1, 2, 4, 8)  # rows that are tried; three are four, five to seven are eight

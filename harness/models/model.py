@@ -21,7 +21,7 @@ import torch
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
 from harness.decoding import packing
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import choose
+from harness.decoding.blocks import KEPT, choose
 from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
 from harness.errors import OutOfMemoryError, is_out_of_memory
@@ -357,4 +357,4 @@ def _settle_memory(libc: ctypes.CDLL) -> None:
     libc.malloc_trim(0)
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     libc.mallopt(trim_threshold, KEPT_FREE)
-    libc.mallopt(mmap_threshold, 32 << 20)  # the most that it takes
+    libc.mallopt(mmap_threshold, KEPT)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types  # type: ignore[attr-defined]
+from numba import cfunc, types
 
 from harness.decoding import kernels
 from harness.decoding.kernels import COLUMNS, GROUP, ROOM, Kind
@@ -27,11 +27,8 @@ from harness.decoding.kernels.instructions import (
     I64,
     PRODUCT,
     emit,
-    floats,
     lowered,
-    pointer,
     prefetch,
-    reordered,
 )  # fmt: skip
 from harness.decoding.kernels.panels import (
     AHEAD,
@@ -56,7 +53,7 @@ _DOTS = bool(_FEATURES.get("avx512vnni" if WIDE else "avxvnni"))  # dot products
 _PAIRS = not WIDE and bool(_FEATURES.get("avx2"))  # or in three
 _LEVELS = 127
 _MOST = 6 if WIDE else 2  # rows of a tile, so that its sums stay in registers
-_FACTS = 12  # bytes of a group of activations: scale, sum of levels, and that sum scaled
+_FACTS = 12  # bytes of a group of activations: scale, what 128 added to levels is taken off with, sum of levels, scaled
 
 
 def _dot(build: Any, plus: Any, unsigned: Any, signed: Any) -> Any:
@@ -95,6 +92,7 @@ class Integers(ABC):
     """How a panel's levels are stored, and what makes numbers of their dot products. Emits LLVM's instructions."""
 
     kind: ClassVar[Kind]
+    shifted: ClassVar[bool] = False  # whether 128 is added to the levels that are multiplied
 
     def product(self) -> Any:
         """Compile a product: :func:`product_of`."""
@@ -114,7 +112,7 @@ class Integers(ABC):
 
     @abstractmethod
     def add(self, build: Any, sums: Sequence[Any], dots: Sequence[Any], facts: Sequence[Any], shared: Any) -> list[Any]:
-        """Return a row's sums with a group's added, given its facts: scale, sum of levels, and that scaled."""
+        """Return a row's sums with a group's added, given its facts: scale, and sum of levels, scaled."""
 
     def finish(self, build: Any, panel: Any, sums: Sequence[Any]) -> Sequence[Any]:
         """Return products from sums."""
@@ -125,6 +123,7 @@ class W8A8(Integers):
     """A float32 scale for each output, then whole numbers of 8 bits, with 128 added."""
 
     kind = kernels.W8A8
+    shifted = _DOTS or not _PAIRS
 
     def read(self, build: Any, at: Any) -> Sequence[Any]:
         """Load them."""
@@ -132,19 +131,14 @@ class W8A8(Integers):
 
     def dot(self, build: Any, plus: Any, levels: Any, activations: Any) -> Any:
         """Where a pair's sum would not fit, take the 128 off first."""
-        if _DOTS or not _PAIRS:
+        if self.shifted:
             return _dot(build, plus, levels, activations)
         signed = build.xor(levels, ir.Constant(_BYTES, [128] * _QUAD * LANES))
         return _dot(build, plus, *_signs(build, signed, activations))
 
     def add(self, build: Any, sums: Sequence[Any], dots: Sequence[Any], facts: Sequence[Any], shared: Any) -> list[Any]:
-        """Take off what the 128 have added."""
-        scale, of_levels, _ = facts
-        more = build.mul(of_levels, ir.Constant(INTS, [128 if _DOTS or not _PAIRS else 0] * LANES))
-        return [
-            fused(build, build.sitofp(build.sub(dot, more), FLOATS), scale, one)
-            for one, dot in zip(sums, dots, strict=True)
-        ]
+        """Scale dot products."""
+        return [fused(build, build.sitofp(dot, FLOATS), facts[0], one) for one, dot in zip(sums, dots, strict=True)]
 
     def finish(self, build: Any, panel: Any, sums: Sequence[Any]) -> Sequence[Any]:
         """Scale each output."""
@@ -170,7 +164,7 @@ class W4A8(Integers):
 
     def add(self, build: Any, sums: Sequence[Any], dots: Sequence[Any], facts: Sequence[Any], shared: Any) -> list[Any]:
         """Scale levels, and add the least weights times the sum of activations."""
-        scale, _, total = facts
+        scale, total = facts
         made = []
         for one, dot, size, least in zip(sums, dots, shared[:VECTORS], shared[VECTORS:], strict=True):
             plus = fused(build, least, total, one)
@@ -178,28 +172,53 @@ class W4A8(Integers):
         return made
 
 
-@reordered
-def _round(x: int, count: int, out: int) -> None:
+def _reduced(build: Any, name: str, vector: Any) -> Any:
+    """Return all whole numbers of a vector made into one."""
+    kind = ir.FunctionType(I32, [INTS])
+    return build.call(
+        emit.get_or_insert_function(build.module, kind, f"llvm.vector.reduce.{name}.v{LANES}i32"), [vector]
+    )
+
+
+@lowered
+def _round(_: Any, x: Any, count: Any, out: Any) -> Any:
     """Round a row of so many numbers to 8 bits: levels, then the facts of each group."""
-    numbers, levels = floats(x, count), carray(pointer(out), count, np.int8)
-    facts = floats(out + count, 3 * (count // GROUP))
-    sums = carray(pointer(out + count), 3 * (count // GROUP), np.int32)
-    for group in range(count // GROUP):
-        start = group * GROUP
-        largest, rest = np.float32(0.0), np.float32(0.0)
-        for place in range(start, start + GROUP):
-            largest = max(largest, abs(numbers[place]))
-            rest += numbers[place] * np.float32(0.0)
-        scale = largest / np.float32(_LEVELS)
-        inverse = np.float32(0.0) if scale < np.float32(1e-30) else np.float32(1.0) / scale
-        total = np.int32(0)
-        for place in range(start, start + GROUP):
-            level = np.int32(np.rint(numbers[place] * inverse))
-            levels[place] = np.int8(level)
-            total += level
-        facts[3 * group] = scale + rest
-        sums[3 * group + 1] = total
-        facts[3 * group + 2] = scale * np.float32(total) + rest
+
+    def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+        x, count, out = arguments
+        nearest = emit.get_or_insert_function(build.module, ir.FunctionType(FLOATS, [FLOATS]), f"llvm.rint.v{LANES}f32")
+        magnitude, zero = ir.Constant(INTS, [0x7FFFFFFF] * LANES), FLOAT(0.0)
+        with emit.for_range(build, build.sdiv(count, I64(GROUP))) as loop:
+            start = build.mul(loop.index, I64(GROUP))
+            at = build.add(x, build.mul(I64(4), start))
+            numbers = [load(build, add(build, at, 4 * place), FLOAT) for place in range(0, GROUP, LANES)]
+            largest = I32(0)  # magnitudes have the order of their bits, which vectors can compare
+            for vector in numbers:
+                most = _reduced(build, "smax", build.and_(build.bitcast(vector, INTS), magnitude))
+                largest = build.select(build.icmp_signed(">", most, largest), most, largest)
+            largest = build.bitcast(largest, FLOAT)
+            scale = build.fmul(largest, FLOAT(np.float32(1) / np.float32(_LEVELS)))
+            tiny = build.fcmp_ordered("<", scale, FLOAT(np.float32(1e-30)))
+            inverse = build.select(tiny, zero, build.fdiv(FLOAT(1.0), scale))
+            total = I32(0)
+            for number, vector in enumerate(numbers):
+                level = build.call(nearest, [build.fmul(vector, everywhere(build, inverse))])
+                level = build.fptosi(level, INTS)
+                total = build.add(total, _reduced(build, "add", level))
+                to = build.add(out, add(build, start, number * LANES))
+                build.store(
+                    build.trunc(level, ir.VectorType(I8, LANES)),
+                    build.inttoptr(to, ir.VectorType(I8, LANES).as_pointer()),
+                    align=1,
+                )
+            fact = build.add(build.add(out, count), build.mul(I64(_FACTS), loop.index))
+            scale = build.fadd(scale, build.fmul(largest, zero))  # NaN where anything is not finite
+            off = build.mul(total, I32(-128))
+            for place, value in enumerate((scale, off, build.fmul(scale, build.sitofp(total, FLOAT)))):
+                store(build, value, add(build, fact, 4 * place))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), make
 
 
 def _tile(bits: Integers, rows: int) -> Callable[..., None]:
@@ -223,7 +242,12 @@ def _tile(bits: Integers, rows: int) -> Callable[..., None]:
                 at = build.add(add(build, panel, kind.header_bytes), build.mul(loop.index, I64(kind.group_bytes)))
                 shared = bits.begin(build, at)
                 first = add(build, at, kind.group_header_bytes)
+                facts_at = [build.add(build.add(row, inputs), build.mul(loop.index, I64(_FACTS))) for row in of_x]
                 dots = [[ir.Constant(INTS, [0] * LANES)] * VECTORS for _ in range(rows)]
+                if bits.shifted:
+                    dots = [
+                        [everywhere(build, load(build, add(build, fact, 4), I32, 1))] * VECTORS for fact in facts_at
+                    ]
                 for line in range(0, kind.group_bytes, 64):
                     prefetch(build, add(build, at, AHEAD + line))
                 for quad in range(0, GROUP, _QUAD):
@@ -235,14 +259,10 @@ def _tile(bits: Integers, rows: int) -> Callable[..., None]:
                         dots[row] = [
                             bits.dot(build, dot, one, mine) for dot, one in zip(dots[row], levels, strict=True)
                         ]
-                for row, address in enumerate(of_x):
-                    here = build.add(build.add(address, inputs), build.mul(loop.index, I64(_FACTS)))
-                    facts = [
-                        everywhere(build, load(build, add(build, here, 4 * place), kind_of, 1))
-                        for place, kind_of in enumerate((FLOAT, I32, FLOAT))
-                    ]
-                    before = [build.load(one) for one in sums[row]]
-                    for one, after in zip(sums[row], bits.add(build, before, dots[row], facts, shared), strict=True):
+                for mine, made, facts in zip(sums, dots, facts_at, strict=True):
+                    known = [everywhere(build, load(build, add(build, facts, place), FLOAT, 1)) for place in (0, 8)]
+                    before = [build.load(one) for one in mine]
+                    for one, after in zip(mine, bits.add(build, before, made, known, shared), strict=True):
                         build.store(after, one)
             for row, mine in enumerate(sums):
                 to = build.add(out, build.mul(I64(4 * row), out_stride))
@@ -268,6 +288,8 @@ def product_of(bits: Integers) -> Any:
         groups = inputs // GROUP
         record = inputs + _FACTS * groups
         together = max(1, 4 * ROOM // record)
+        if together > _MOST:  # whole tiles
+            together -= together % _MOST
         for first in range(0, rows, together):
             count = min(together, rows - first)
             for row in range(count):
