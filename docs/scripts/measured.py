@@ -257,7 +257,7 @@ def beside(study: str, label: str, by: str, groups: Mapping[str, tuple[str, Sequ
 RIVALS = {
     **{
         f"{point}{form}": f"{name}, {form[1:] or 'w8a8'}"
-        for form in ("@fp16", "@w8a8", "")
+        for form in ("@fp16", "@w8a8", "@w4a8", "")
         for point, name in (("full", "full depth"), (LOOKUP, "look-up"), (SUFFIX, "suffix"))
     },
     **{
@@ -378,7 +378,10 @@ def _document(file: Path) -> dict[str, Any]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = ("attribution", "formats", "kv", "lines", "rivals", "rivals-second", "second", "sessions", "stopping")
+_STUDIES = (
+    "attribution", "formats", "formats-second", "kv", "lines", "rivals", "rivals-second", "second", "sessions",
+    "stopping",
+)  # fmt: skip
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -399,6 +402,7 @@ TABLES = {
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
     "rivals": rivals("rivals", OVER_FP16),
     "rivals-second": rivals("rivals-second", REQUEST),
+    "formats-second": rivals("formats-second", OVER_FP16),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
     "sessions": beside(

@@ -54,14 +54,14 @@ class Point:
         return full_depths(self.cells)[self.cell.regime]
 
     @cached_property
-    def fastest_full(self) -> Measured | None:
+    def fastest_full(self) -> Measured:
         """The fastest full depth of the same ``keep``, by whole requests, in a format that keeps the model's tokens.
 
-        ``None`` where the run has no such format.
+        The first one where the run has no such format.
         """
         _, kept = self.cell.regime
         near = [cell for (_, keep), cell in full_depths(self.cells).items() if keep == kept]
-        return self._fastest(near)
+        return self._fastest(near) or near[0]
 
     @cached_property
     def fastest_lossless(self) -> Measured | None:
@@ -79,8 +79,12 @@ class Point:
         ]
         return self._fastest(near)
 
+    def keeps_tokens(self, cell: Measured) -> bool:
+        """Whether an operating point's weights format keeps the tokens of the model as it was read."""
+        return self.manifest.model.stored(cell.conditions.weights_format).keeps_tokens
+
     def _fastest(self, cells: Iterable[Measured]) -> Measured | None:
-        near = [cell for cell in cells if self.manifest.model.stored(cell.conditions.weights_format).keeps_tokens]
+        near = list(filter(self.keeps_tokens, cells))
 
         def speed(cell: Measured) -> float:
             return paired_ratio(list(cell.block_pairs(near[0], self.prompt_times.request_s).values())) or 0.0

@@ -62,7 +62,10 @@ def _stated_twice(
     """Declare a ratio over full depth in the row's own weights format, what a strategy gives, and over the fastest."""
     own = _ratio(name, header, meaning, compute=partial(_held, costs, "own_full"), against="own_full", **facts)
     sections = {title: at + 0.1 for title, at in own.sections.items() if title not in (BYTE_MODEL, LEADERBOARD)}
-    meaning = f"{over_fastest} over the fastest full depth of the run in a format that keeps the model's tokens"
+    meaning = (
+        f"{over_fastest} over the fastest full depth of the run in a format that keeps the model's tokens; where none "
+        "does, over its first"
+    )
     return own, _over("fastest", own, costs, meaning, against="fastest_full", restates=name, sections=sections)
 
 

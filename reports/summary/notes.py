@@ -385,11 +385,12 @@ def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[s
 
 def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
     """Say which full depth is held against what, where a run compares weights formats."""
-    model, chosen = manifest.model, dict[str, list[str]]()
+    model, chosen, keeping = manifest.model, dict[str, list[str]](), False
     for task in manifest.tasks:
         table = [cell for cell in cells if cell.task.name == task.name]
-        if (fastest := Point(table[0], table, manifest).fastest_full) is not None:
-            chosen.setdefault(fastest.point.name, []).append(task.name)
+        point = Point(table[0], table, manifest)
+        keeping |= point.keeps_tokens(point.fastest_full)
+        chosen.setdefault(point.fastest_full.point.name, []).append(task.name)
     by_task = "; ".join(f"{name} on {', '.join(tasks)}" for name, tasks in chosen.items())
     over = by_task if len(chosen) > 1 else "".join(chosen)
     yield (
@@ -400,9 +401,9 @@ def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[st
     yield (
         f"what is stated over fastest is over {over}, the fastest full depth in a format that keeps the model's "
         "tokens, near-ties apart: what format and strategy give together."
-        if over
-        else "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
-        "fastest full depth. Add auto to --weights-format for one that does."
+        if keeping
+        else f"no format of this run keeps the tokens of the model as it was read: what is stated over fastest is over "
+        f"{over}, the first. Add auto to --weights-format for one that does."
     )
 
 

@@ -21,25 +21,21 @@ NO_FRONT = "no front: too few blocks of samples to tell an operating point from 
 
 
 def common_speedup(rows: Sequence[SummaryRow]) -> Metric:
-    """Return the speed-up that has one baseline for all rows, as far as the run has one."""
+    """Return the speed-up that has one baseline for all rows."""
     if len({row.keep for row in rows}) > 1:
         return SPEEDUP_OVER_FIRST
-    several = len({row.weights_format for row in rows}) > 1
-    over_fastest = any(row.estimate(SPEEDUP_OVER_FASTEST) is not None for row in rows)
-    return SPEEDUP_OVER_FASTEST if several and over_fastest else SPEEDUP
+    return SPEEDUP_OVER_FASTEST if len({row.weights_format for row in rows}) > 1 else SPEEDUP
 
 
 def choose_gain(rows: Sequence[SummaryRow]) -> Metric | None:
     """Return the speed-up that the rows of one table can be compared by.
 
-    ``None`` with random weights, when nothing was measured, and where no full depth is a baseline for all.
+    ``None`` with random weights, and when nothing was measured.
     """
     measured = [row for row in rows if row.n]
     if not measured or any(row.weights == "random" for row in measured):
         return None
-    gain = common_speedup(measured)
-    common = gain is not SPEEDUP or len({row.weights_format for row in measured}) == 1
-    return gain if common else None
+    return common_speedup(measured)
 
 
 def unmarked(rows: Sequence[SummaryRow]) -> str:
@@ -53,11 +49,7 @@ def unmarked(rows: Sequence[SummaryRow]) -> str:
 
 def without_front(rows: Sequence[SummaryRow]) -> str:
     """Say why rows have no axes to be compared on."""
-    if rows[0].weights == "random":
-        return "random weights"
-    if choose_gain(rows) is None and any(row.n for row in rows):
-        return "no weights format keeps the model's tokens, so that rows have no common full depth"
-    return "no operating point has both coordinates"
+    return "random weights" if rows[0].weights == "random" else "no operating point has both coordinates"
 
 
 def coordinates(row: SummaryRow, gain: Metric) -> tuple[float, float] | None:

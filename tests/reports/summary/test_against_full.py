@@ -180,6 +180,13 @@ def test_the_fastest_is_found_by_windows_among_formats_that_keep_tokens(build: A
     assert "what is stated over fastest is over full@fp16, the fastest full depth in a format that keeps" in notes
 
 
+def test_where_no_format_keeps_the_tokens_rows_are_held_against_the_first(build: Any) -> None:
+    summary = run_of(build, {"full@int8": 1.0, "full@int4": 0.5}, ("int8", "int4")).summary()
+    assert values(summary, "speedup_over_fastest") == [1, 2]
+    assert "what is stated over fastest is over full@int8, the first. Add auto" in " ".join(summary.notes)
+    assert "100 % faster" in summary.rows[1].verdict
+
+
 def test_one_task_s_fastest_may_be_another_s_slower(build: Any) -> None:
     run = build(points=("full@float32", "full@fp16"), formats=("float32", "fp16"), tasks=("py150", "javacorpus"))
     for task, seconds in (("py150", (2.0, 1.0)), ("javacorpus", (1.0, 2.0))):
