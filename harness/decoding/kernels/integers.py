@@ -53,7 +53,7 @@ _DOTS = bool(_FEATURES.get("avx512vnni" if WIDE else "avxvnni"))  # dot products
 _PAIRS = not WIDE and bool(_FEATURES.get("avx2"))  # or in three
 _LEVELS = 127
 _MOST = 6 if WIDE else 2  # rows of a tile, so that its sums stay in registers
-_FACTS = 12  # bytes of a group of activations: scale, what 128 added to levels is taken off with, sum of levels, scaled
+_FACTS = 12  # bytes of a group of activations: scale; −128 times the sum of levels; that sum times the scale
 
 
 def _dot(build: Any, plus: Any, unsigned: Any, signed: Any) -> Any:
@@ -205,12 +205,8 @@ def _round(_: Any, x: Any, count: Any, out: Any) -> Any:
                 level = build.call(nearest, [build.fmul(vector, everywhere(build, inverse))])
                 level = build.fptosi(level, INTS)
                 total = build.add(total, _reduced(build, "add", level))
-                to = build.add(out, add(build, start, number * LANES))
-                build.store(
-                    build.trunc(level, ir.VectorType(I8, LANES)),
-                    build.inttoptr(to, ir.VectorType(I8, LANES).as_pointer()),
-                    align=1,
-                )
+                narrow = build.trunc(level, ir.VectorType(I8, LANES))
+                store(build, narrow, build.add(out, add(build, start, number * LANES)))
             fact = build.add(build.add(out, count), build.mul(I64(_FACTS), loop.index))
             scale = build.fadd(scale, build.fmul(largest, zero))  # NaN where anything is not finite
             off = build.mul(total, I32(-128))
