@@ -1,9 +1,17 @@
-"""What the exits of a model are worth on documents, by a trace: shared by the scripts that compare trainings."""
+"""What the exits of a model are worth on documents, by a trace: shared by the scripts that compare trainings.
+
+    .venv/bin/python docs/scripts/exits.py TUNING TUNING … --out FOLDER [--source embedded] [--documents 20]
+
+Traces documents of the test splits by several tunings, folders of ``harness train lite``, unless FOLDER has that trace,
+and prints what their exits are worth on those that none of them has learned from.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +20,14 @@ import torch
 from torch import Tensor
 
 from harness.contracts.recipes import Silent
+from harness.errors import HarnessError
 from harness.host.files import replace_files
 from harness.models.artefacts import read_artefact
 from harness.models.exit_modules import read_shortcuts
 from harness.records.estimate import Estimate
 from harness.training.options import TraceCommand
 from harness.training.shortcut import best_tokens
-from harness.training.traces.reading import exit_states, open_traces
+from harness.training.traces.reading import exit_states, open_traces, rows_of
 from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places
@@ -34,20 +43,26 @@ def traced(out: Path, **options: Any) -> Traces:
     return trace(TraceCommand.build({**options, "out": out}), Silent())
 
 
-def measured(found: Traces, model: str = "", shortcut: Path | None = None) -> dict[str, Any]:
+def measured(
+    found: Traces, model: str = "", shortcut: Path | None = None, learned: Collection[str] = ()
+) -> dict[str, Any]:
     """Return what the exits of a trace are worth; or those of a model's other shortcut, read from the kept states.
+
+    Documents whose keys are in ``learned`` do not count.
 
     ``agreement`` with the last layer by exit, an ``oracle``'s mean depth in layers, over all and by kind of text
     (``kinds``), and the share of next tokens that the ``last_layer`` gets right, each an :class:`Estimate` with its
-    interval over documents; ``tokens`` in number.
+    interval over documents; ``documents`` and ``tokens`` in number.
     """
     columns = found.columns("top", "final", "input", "document")
-    follows = columns["document"][1:] == columns["document"][:-1]
+    unread = [number for number, facts in enumerate(found.documents) if facts["key"] not in learned]
+    counts = rows_of(columns["document"], unread)
+    follows = (columns["document"][1:] == columns["document"][:-1]) & counts[1:]
     right = columns["final"][:-1] == columns["input"][1:]
     last = over_documents(right[follows], columns["document"][1:][follows])
     every = 1 if shortcut is None else -(-found.tokens // READ)
-    rows = torch.arange(found.tokens) % every == 0
-    top = columns["top"] if shortcut is None else _read(found, model, shortcut, rows)
+    rows = counts & (torch.arange(found.tokens) % every == 0)
+    top = columns["top"][rows] if shortcut is None else _read(found, model, shortcut, rows)
     document, right = columns["document"][rows], top == columns["final"][rows].unsqueeze(1)
     layers = torch.tensor([*found.exit_points, found.index["num_layers"]], dtype=torch.float32)[exit_places(right)]
     streams = [facts["stream"] for facts in found.documents]
@@ -57,8 +72,9 @@ def measured(found: Traces, model: str = "", shortcut: Path | None = None) -> di
         "agreement": dict(zip(map(str, found.exit_points), agreement, strict=True)),
         "oracle": over_documents(layers, document),
         "kinds": {streams[number]: over_documents(layers[kind == number], document[kind == number])
-                  for number in dict.fromkeys(map(streams.index, streams))},
+                  for number in dict.fromkeys(kind.tolist())},
         "last_layer": last,
+        "documents": len(unread),
         "tokens": len(right),
     }  # fmt: skip
 
@@ -96,3 +112,34 @@ def table(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
         said += [one.text("{:.2f}") for one in (row["oracle"], *(row["kinds"][kind] for kind in more))]
         lines.append(f"| {' | '.join([*said, row['last_layer'].text('{:.3f}')])} |")
     return "\n".join(lines)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Entry point of the script."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("tunings", type=Path, nargs="+", help="folders of `harness train lite`")
+    parser.add_argument("--out", type=Path, required=True, help="folder of their traces")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--task", nargs="+", default=["py150", "javacorpus"])
+    parser.add_argument("--source", nargs="+", default=["embedded"])
+    parser.add_argument("--documents", type=int, default=20, help="of each task and source")
+    parser.add_argument("--dtype", default="float32")
+    asked = parser.parse_args(given)
+    facts = [read_artefact(tuning / "adapter.json", "adapter").facts for tuning in asked.tunings]
+    learned = {key for one in facts for key in one["documents"]}
+    rows = []
+    for tuning, one in zip(asked.tunings, facts, strict=True):
+        found = traced(
+            asked.out / tuning.name, model=asked.model, artefacts=str(tuning), weights="tuned", split="test",
+            tasks=asked.task, sources=asked.source, documents=asked.documents, dtype=asked.dtype,
+        )  # fmt: skip
+        said = {"tuning": tuning.name, "seed": one["seed"], "steps": one["steps"]}
+        rows.append(said | measured(found, learned=learned))
+    print(table(rows, ("tuning", "seed", "steps", "documents", "tokens")))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HarnessError as error:
+        sys.exit(str(error))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import exits
 from harness.contracts import ModelRequest, document_key
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import TrainingError
@@ -25,6 +26,7 @@ from harness.models.trained import tuned_fingerprint
 from harness.models.weights import merge
 from harness.training.corpus import PackedStreams, read_streams
 from harness.training.recipes import Lite
+from harness.training.traces.store import Traces
 from tasks.py150 import Py150
 from tests.training.lite.conftest import QUICK
 
@@ -434,3 +436,22 @@ def test_no_code_in_a_checkpoint_runs(
         with pytest.raises(TrainingError, match=r"checkpoint-2 is damaged: .*Remove it to resume from the one before"):
             tune(tiny_llama, copy, resume=True)
         assert not went_off.exists()
+
+
+def test_tunings_are_compared_on_documents_that_none_has_learned_from(
+    tuned: Path, tiny_llama: Path, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(tuned, again)
+    exits.main([
+        str(tuned), str(again), "--out", str(tmp_path / "traces"), "--model", str(tiny_llama), "--task", "py150",
+        "--source", str(corpus_file), "--documents", "50",
+    ])  # fmt: skip
+    head, _, *rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    one, other = (dict(zip(head, row, strict=True)) for row in rows)
+    traced = Traces.open(tmp_path / "traces" / "again").documents
+    learned = set(read_artefact(tuned / "adapter.json", "adapter").facts["documents"])
+    unread = sum(facts["key"] not in learned for facts in traced)
+    assert 0 < unread < len(traced) == 50
+    assert one == {**other, "tuning": tuned.name}
+    assert (one["seed"], one["steps"], one["documents"]) == ("0", "4", str(unread))
