@@ -72,6 +72,10 @@ def test_the_script_makes_what_every_table_is_made_of(checkout: Path) -> None:
     for command in STUDIES.values():  # what stands under a table may leave out where things lie
         assert any(set(command.split()) <= set(line.split()) for line in made), command
     assert made[-1] == "python docs/scripts/write_tables.py studies"
+    replayed = next(line for line in made if line.endswith("--out traces/smollm2-135m"))
+    heads = "`trace --documents 120 --seed 7 --source embedded --source ../shared/data --out T`"
+    assert heads in (ROOT / "harness" / "shipped" / "smollm2-135m" / "CARD.md").read_text()
+    assert replayed.split()[1:6] == heads.strip("`").split()[:5]  # so that what they have not learned from is replayed
     assert (checkout / "data").resolve() == checkout / "some" / "where" / "DATA_FOLDER"
 
 
