@@ -76,7 +76,7 @@ def command(file: Path, threads: int, positions: int) -> tuple[str, ...]:
     Raises:
         PeerAbsentError: it is not installed.
     """
-    return ("tests.peers.llama_cpp_worker", str(libraries()), str(file), str(threads), str(positions))
+    return ("tests.peers.llama_cpp_worker", str(libraries()), str(file.absolute()), str(threads), str(positions))
 
 
 def quantised(source: Path, quantisation: str) -> Path:
