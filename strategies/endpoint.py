@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from harness.errors import EndpointError, OptionError, reason
 MOST_BYTES = 16 << 20
 """Of one answer; a completion has some thousands."""
 
+_LEAVING_S = 1.0  # that a local server has to notice that nobody listens
 _SHOWN = 200  # characters of what a server says that does not answer
 _TELLING = 16  # characters of a key that no completion holds by chance; local servers are given keys such as ``test``
 _DONE = b"[DONE]"
@@ -114,7 +117,7 @@ class _Client:
         behind = {"": "/v1/completions", "/v1": "/completions"}.get(path, "")
         self._url, self._key = asked.url.rstrip("/") + behind, key
         self._model, self._timeout_s = asked.model, asked.timeout_s
-        self._llama_cpp = path.endswith("/completion")
+        self._llama_cpp, self._local = path.endswith("/completion"), asked.local
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=asked.timeout_s,
@@ -132,6 +135,8 @@ class _Client:
                 if response.status_code != httpx.codes.OK:
                     raise self._error(f"answers {response.status_code}: {self._beginning(chunks)}")
                 answer = self._read(chunks, began, is_over)
+                if answer.finish_reason == "stop" and self._local:
+                    _leave(response.extensions["network_stream"].get_extra_info("socket"))
         except httpx.TimeoutException:
             raise self._late() from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, UnicodeError) as error:  # a host may be no name
@@ -240,6 +245,17 @@ class _Client:
     def _error(self, what: str) -> EndpointError:
         said = self._without_key(one_line(f"the endpoint {self._url} {what}"))
         return EndpointError(f"{said.rstrip('.')}.")
+
+
+def _leave(connection: socket.socket) -> None:
+    """Say that no more is wanted, and wait until the server has stopped: its cores are those of what is measured next."""
+    until = time.perf_counter() + _LEAVING_S
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while (left := until - time.perf_counter()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(1 << 16):
+                return
 
 
 def _tokens(event: Mapping[str, Any], before: int | None) -> int | None:

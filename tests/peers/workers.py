@@ -184,7 +184,9 @@ def serve(load: Callable[..., Decoder], refusals: type[Exception] | tuple[type[E
     arguments = sys.argv[1:]
     if HTTP in arguments:
         place = arguments.index(HTTP)
-        _serve_http(load(*arguments[:place]), int(arguments[place + 1]), " ".join(arguments[place + 2 :]))
+        server = http_server(load(*arguments[:place]), int(arguments[place + 1]), " ".join(arguments[place + 2 :]))
+        print(server.server_port, flush=True)
+        server.serve_forever()
         return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print is no answer
@@ -215,7 +217,8 @@ class _OverError(Exception):
     """A completion is over, or nobody listens any more."""
 
 
-def _serve_http(decoder: Decoder, port: int, way: str) -> None:
+def http_server(decoder: Decoder, port: int, way: str) -> HTTPServer:
+    """Return a server of completions that decodes one at a time, in one of the decoder's ways."""
     spelling = decoder.text
     assert spelling is not None, decoder.facts
 
@@ -257,9 +260,7 @@ def _serve_http(decoder: Decoder, port: int, way: str) -> None:
             except OSError:
                 raise _OverError from None
 
-    server = HTTPServer(("127.0.0.1", port), Handler)
-    print(server.server_address[1], flush=True)
-    server.serve_forever()
+    return HTTPServer(("127.0.0.1", port), Handler)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from harness.running.completions import BlackBoxRunner
 from harness.running.runner import execute
 from strategies.endpoint import Endpoint
 from tests.peers import llama_cpp
-from tests.peers.workers import Worker
+from tests.peers.workers import Decoded, Decoder, Spelling, Worker, http_server
 from tests.peers.workers import serving as serving_peer
 from tests.run_files import lines
 from tests.serving.conftest import serve_config, serving  # noqa: F401  # a fixture
@@ -299,6 +300,27 @@ def test_what_the_client_s_rule_ends_is_not_waited_for_and_no_text_has_no_first_
         answers = [ask(url, lambda text: "\n" in text) for _ in range(2)]
     assert [(one.text, one.finish_reason) for one in answers] == [("ab\n", "stop"), ("", "length")]
     assert answers[1].ttft_s is None
+
+
+def test_a_local_server_has_stopped_before_the_next_measurement() -> None:
+    at_work = threading.Event()
+
+    def decode(prompt: list[int], count: int, way: str, known: Callable[[int], None]) -> Decoded:
+        at_work.set()
+        try:
+            for _ in range(count):
+                known(1)
+                time.sleep(0.1)
+            return Decoded([], [])
+        finally:
+            at_work.clear()
+
+    decoder = Decoder({"model": "m"}, decode, text=Spelling(lambda _: [1], lambda made: "x" * len(made), lambda _: False))
+    with http_server(decoder, 0, "") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        answer = ask(f"http://127.0.0.1:{server.server_port}/completion", lambda text: len(text) > 1)
+        assert (answer.text, answer.finish_reason, at_work.is_set()) == ("xx", "stop", False)
+        server.shutdown()
 
 
 def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Callable[..., str]) -> None:
