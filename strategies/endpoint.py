@@ -248,7 +248,7 @@ class _Client:
 
 
 def _leave(connection: socket.socket) -> None:
-    """Say that no more is wanted, and wait until the server has stopped: its cores are those of what is measured next."""
+    """Say that no more is wanted, and wait until the server has stopped: what is measured next has the same cores."""
     until = time.perf_counter() + _LEAVING_S
     with suppress(OSError):
         connection.shutdown(socket.SHUT_WR)

@@ -315,7 +315,9 @@ def test_a_local_server_has_stopped_before_the_next_measurement() -> None:
         finally:
             at_work.clear()
 
-    decoder = Decoder({"model": "m"}, decode, text=Spelling(lambda _: [1], lambda made: "x" * len(made), lambda _: False))
+    decoder = Decoder(
+        {"model": "m"}, decode, text=Spelling(lambda _: [1], lambda made: "x" * len(made), lambda _: False)
+    )
     with http_server(decoder, 0, "") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         answer = ask(f"http://127.0.0.1:{server.server_port}/completion", lambda text: len(text) > 1)
