@@ -257,7 +257,7 @@ def beside(study: str, label: str, by: str, groups: Mapping[str, tuple[str, Sequ
 RIVALS = {
     **{
         f"{point}{form}": f"{name}, {form[1:] or 'w8a8'}"
-        for form in ("@fp16", "@w8a8", "@w4a8", "")
+        for form in ("@fp16", "@w8a8", "@w4a8", "@int8", "@int4", "")
         for point, name in (("full", "full depth"), (LOOKUP, "look-up"), (SUFFIX, "suffix"))
     },
     **{
@@ -379,8 +379,8 @@ def _document(file: Path) -> dict[str, Any]:
 
 _FOLDER = "docs/scripts/results"
 _STUDIES = (
-    "attribution", "formats", "formats-second", "kv", "lines", "rivals", "rivals-second", "second", "sessions",
-    "stopping",
+    "activations-second", "attribution", "formats", "formats-second", "kv", "lines", "rivals", "rivals-second",
+    "second", "sessions", "stopping",
 )  # fmt: skip
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
@@ -403,6 +403,7 @@ TABLES = {
     "rivals": rivals("rivals", OVER_FP16),
     "rivals-second": rivals("rivals-second", REQUEST),
     "formats-second": rivals("formats-second", OVER_FP16),
+    "activations-second": rivals("activations-second", OVER_FP16),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
     "sessions": beside(
