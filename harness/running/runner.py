@@ -20,7 +20,7 @@ from types import MappingProxyType
 import torch
 
 from harness.config import RunConfig
-from harness.contracts import Meter
+from harness.contracts import BlackBox, Meter
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
@@ -163,7 +163,8 @@ def _measure(
             began = time.perf_counter()
             warmup = session.warm_up()
             observer.stage(f"warmed up in {time.perf_counter() - began:.1f} s, examining the machine")
-        if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
+        here = any(isinstance(point.strategy, BlackBox) and point.strategy.local for point in plan.points)
+        if repeat == 0 and plan.device.startswith("cpu") and not config.untimed and not here:  # its load is the run's
             _warn_of_others(load.read(), torch.get_num_threads())
         block_size = config.block_size if plan.before is None else plan.before.block_size
         if block_size is None:  # one batch, or as many as the energy sensor needs for a valid window

@@ -19,8 +19,10 @@ from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Answer
 from harness.errors import EndpointError, OptionError
+from harness.metering.contamination import LoadReading
 from harness.models.source import wheel_file
 from harness.records import WindowRecord
+from harness.running import runner
 from harness.running.completions import BlackBoxRunner
 from harness.running.runner import execute
 from strategies.endpoint import Endpoint
@@ -260,6 +262,18 @@ def test_energy_is_this_machine_s_where_a_sensor_measures_and_the_server_is_here
         counted = BlackBoxRunner(plan, Endpoint(url), meter).counted(window, point)
         assert (counted.energy_j, counted.flags) == (joules, flags)
         assert bool(counted.energy_reason) == (joules is None)
+
+
+def test_a_local_server_s_load_is_not_other_processes(
+    tiny_run: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = LoadReading(span_s=2.0, cores=2, own_cpu_s=1.0, foreign_cpu_s=1.0, stolen_cpu_s=0.0)
+    monkeypatch.setattr(runner, "LoadWatch", lambda: SimpleNamespace(read=lambda: busy))
+    with scripted((200, [word("x = 1"), END])) as (url, _):
+        for strategy, warned in (("full", True), (f"endpoint:url={url}", False)):
+            assert tiny_run("--strategy", strategy).code == 0
+            assert ("other processes take 25% of the cores' time" in caplog.text) == warned
+            caplog.clear()
 
 
 def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_path: Path) -> None:
