@@ -71,8 +71,8 @@ COLUMNS = {
 """Quantities by name. All but the last two are fractions, which compare across machines."""
 
 CAVEATS = (
-    "the paper's: single runs on a Quadro RTX 8000; those with a cache have longer prompts (30 % of a file, not 20 %), "
-    "which counts against them; agent's time by nested sensor windows (Table IV; JavaCorpus from the result files); "
+    "the paper's: single runs on a Quadro RTX 8000; those with a cache are from its authors' repository, with longer "
+    "prompts (30 % of a file, not 20 %), which counts against them; agent's time by nested sensor windows (Table IV; JavaCorpus from the result files); "
     f"'{NEVER}' is threshold 0.94 on JavaCorpus; its CodeBLEU counts missing data flow as 1, and its untuned Python "
     "runs have other references, so that no score of theirs is kept",
     "savings are over the same system's own full depth under the same KV policy, 'of uncached' over its full depth "
@@ -103,8 +103,9 @@ class Row:
 
     @property
     def system(self) -> str:
-        """Whose numbers, and how it decoded."""
-        return f"{f'paper, {self.paper_model}' if self.paper_model else 'here'}, KV {self.kv}"
+        """Whose numbers, and how it decoded: those with a cache are in the authors' result files, not in the paper."""
+        source = "paper" if self.kv == "none" else "authors' repository"
+        return f"{f'{source}, {self.paper_model}' if self.paper_model else 'here'}, KV {self.kv}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +397,7 @@ def _draw(comparison: Comparison, title: str, width: Width, *, cache: bool) -> C
     rows = [row for row in rows if cache or not row.paper_model or row.kv == "none"]
     systems = list(dict.fromkeys(row.system for row in rows))
     looks = {whose: iter(some) for whose, some in LOOKS.items()}
-    looks_of = {system: next(looks[system.partition(",")[0]]) for system in systems}
+    looks_of = {system: next(looks["here" if system.startswith("here") else "paper"]) for system in systems}
     quantities = CACHE if cache else GRID
     beside, height, letters = (3, 2.3, 24) if width == "text" else (1, 1.2, 40)
     canvas, grid = drawing.panels(width, len(quantities), height, across=beside, sharex=True)
