@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -373,6 +373,25 @@ def choose(weights: Iterable[Tensor]) -> None:
             best = min(others, key=lambda kernel: min(seconds[dtype, shape, count, kernel]))
             gains = min(seconds[dtype, shape, count, best]) < GAIN * min(seconds[dtype, shape, count, default])
             _chosen[dtype, shape, count, threads] = best if gains else default
+
+
+def choices() -> dict[str, str]:
+    """Return which kernels were chosen for products with as many threads as torch has now, for :func:`choose_again`."""
+    mine = ((key, kernel) for key, kernel in _chosen.items() if key[3] == torch.get_num_threads())
+    return {_product(dtype, shape, count): kernel.__name__ for (dtype, shape, count, _), kernel in mine}
+
+
+def choose_again(choices: Mapping[str, str]) -> None:
+    """Take the kernels of another process in place of one's own: of two that are as fast, a run keeps what it took."""
+    for dtype, shape, count, threads in [key for key in _chosen if key[3] == torch.get_num_threads()]:
+        named = choices.get(_product(dtype, shape, count))
+        kernel = next((kernel for kernel in KERNELS[dtype] if kernel.__name__ == named), None)
+        if kernel is not None:
+            _chosen[dtype, shape, count, threads] = kernel
+
+
+def _product(dtype: torch.dtype, shape: torch.Size, rows: int) -> str:
+    return f"{dtype} {tuple(shape)} × {rows}"
 
 
 def _time(kernel: Kernel, rows: Tensor, matrices: list[Tensor]) -> float:

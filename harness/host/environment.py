@@ -6,6 +6,7 @@ torch is asked only if it is imported already; otherwise its facts are ``None`` 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import os
@@ -13,7 +14,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import psutil
 
 from harness.host.files import real_path
-from harness.host.processor import core_count, governors, read_text
+from harness.host.processor import core_count, governors, quota_cores, read_text
 
 DECIDING = ("harness", "strategies", "tasks")
 """Packages of this project that decide what a run measures; reports are made of what was measured."""
@@ -38,18 +39,56 @@ def hash_of_code(*folders: str) -> str:
 
 @cache
 def hash_of_package(module: str, distribution: str = "") -> str:
-    """Return a hash over the code that a module belongs to, 16 hex digits; empty where it is in no file."""
+    """Return a hash over the code that a module belongs to, 16 hex digits; empty where it is in no file.
+
+    That is its distribution's, its package's, and of what these import all that no other distribution brings.
+    """
+    module = module.partition(".")[0]
+    files = [Path(str(file.locate())) for file in (distribution and metadata.files(distribution)) or ()]
+    sources, waiting, seen = set[Path](), [*files, *_files_of(module)], {module}
+    while waiting:
+        new = {real_path(file) for file in waiting if file.suffix in _SOURCES and file.is_file()} - sources
+        sources |= new
+        names = {name for file in new if file.suffix == ".py" for name in _imported(file)} - seen
+        seen |= names
+        waiting = [file for name in names if _is_of_nobody_else(name, module, distribution) for file in _files_of(name)]
+    return _hash_of(sources)[:16] if sources else ""
+
+
+def _files_of(module: str) -> list[Path]:
+    """Return the files of a module without a dot, or of the package that it is."""
     try:
-        found = importlib.util.find_spec(module.partition(".")[0])
+        found = importlib.util.find_spec(module)
     except ValueError:  # what is typed at a prompt
         found = None
-    files = [Path(str(file.locate())) for file in (distribution and metadata.files(distribution)) or ()]
-    for folder in (found and found.submodule_search_locations) or ():
-        files += Path(folder).rglob("*")
-    if found is not None and found.origin:
-        files.append(Path(found.origin))
-    sources = {real_path(file) for file in files if file.suffix in _SOURCES and file.is_file()}
-    return _hash_of(sources)[:16] if sources else ""
+    files = [file for folder in (found and found.submodule_search_locations) or () for file in Path(folder).rglob("*")]
+    return [*files, *([Path(found.origin)] if found is not None and found.origin else [])]
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Yield the first names of what a source file imports; nothing of one that is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def _is_of_nobody_else(name: str, module: str, distribution: str) -> bool:
+    """Whether what a module imports is neither Python's nor of other distributions than its own."""
+    if name in sys.stdlib_module_names:
+        return False
+    owners = _owners().get(name, [distribution])
+    return distribution in owners or bool(set(owners) & set(_owners().get(module, ())))
+
+
+@cache
+def _owners() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 @cache
@@ -70,6 +109,13 @@ PACKAGES = (
 )
 """Distributions whose version can change a number."""
 
+ARITHMETIC = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE"),
+    *("MKL_CBWR", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG"),
+)
+"""Variables by which libraries choose instructions or precision; torch and Numba say what became of theirs."""
+
 CODE = ("harness", "strategies", "tasks", "reports", "pyproject.toml")
 """A reason why a checkout is dirty: an uncommitted change here, an untracked file included."""
 
@@ -85,8 +131,10 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "logical_cores": os.cpu_count(),
         "usable_cores": core_count(),
+        "quota_cores": quota_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         **_torch_facts(),
+        "arithmetic": {name: os.environ[name] for name in ARITHMETIC if name in os.environ},
         "governor": (governors() or (None,))[0],
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "git": _git(),
@@ -136,10 +184,11 @@ def _cpu_model() -> str | None:
 def _torch_facts() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
-        return {"torch_threads": None, "gpus": None, "gpu_driver": None, "cuda": None}
+        return {"torch_threads": None, "instructions": None, "gpus": None, "gpu_driver": None, "cuda": None}
     visible = torch.cuda.is_available()
     return {
         "torch_threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if visible else [],
         "gpu_driver": read_text(Path("/sys/module/nvidia/version")) if visible else None,
         "cuda": torch.version.cuda if visible else None,

@@ -22,6 +22,7 @@ import torch
 from harness.config import RunConfig
 from harness.contracts import BlackBox, Meter
 from harness.contracts.meters import is_measured
+from harness.decoding import blocks, kernels
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
 from harness.decoding.unit_costs import Timing
@@ -142,6 +143,8 @@ def _measure(
     with contextlib.ExitStack() as closing:
         closing.callback(meter.close)
         loaded = model.load(plan.model, plan.device, plan.formats, config.threads, observer.stage)
+        if plan.before is not None and isinstance(products := plan.before.environment.get("products"), Mapping):
+            blocks.choose_again(products)
         plan = plan.stored_in([one.info for one in loaded])
         for line in guarantee_violations(plan):
             logger.warning("%s", line)
@@ -222,7 +225,7 @@ def describe_run(
     """
     own, *others = (_in_format(one, plan, unit_times[one.info.weights_format]) for one in loaded)
     info, before = loaded[0].info, plan.before
-    surroundings = environment.describe()
+    surroundings = {**environment.describe(), "compiled": kernels.identity(), "products": blocks.choices()}
     surroundings["code"] = {**code_of_objects(point.record for point in plan.points), **surroundings["code"]}
     if before is not None:
         machine, bandwidth, detail = before.machine, before.bandwidth_bytes_per_s, before.bandwidth_detail

@@ -11,7 +11,9 @@ from harness.errors import OtherMachineError, StoreError
 from harness.host.environment import hash_of_package
 from harness.records import Manifest, OperatingPointRecord, PluginRecord
 from harness.registry import (
+    DRAFTS,
     EXIT_MODULES,
+    FAMILIES,
     HEADS,
     KV_POLICIES,
     METERS,
@@ -31,15 +33,18 @@ DECIDING = ("operating_points", "model", "tasks", "block_size", "meter", "plugin
 NOT_DECIDING = {
     "config": {"out", "protocol"},  # the tasks' own decides: a run may name none
     "operating_points": {"kv_facts"},  # the name decides
-    "model": {"weights_source", "tokenizer_source", "exit_module"},  # words; hashes and fingerprints decide
+    "model": {"weights_source", "tokenizer_source"},  # words; hashes and fingerprints decide
     "tasks": {"source", "detail", "duplicates", "unindexed"},  # the fingerprint decides
     "meter": {"unavailable"},
     "plugins": {"code"},  # compared by package, where both runs say
 }
 
-SAME_MACHINE = ("cpu", "logical_cores", "gpus", "gpu_driver", "torch_threads", "python", "packages")
+SAME_MACHINE = (
+    *("cpu", "logical_cores", "usable_cores", "quota_cores", "gpus", "gpu_driver"),
+    *("torch_threads", "instructions", "arithmetic", "compiled", "python", "packages"),
+)
 """Parts of the environment that must not change within a run: neither times of two machines nor
-scores of two package versions can be compared. Load, governor and git commit may change."""
+scores of two package versions can be compared. Load, governor and git commit may change; ``products`` are kept."""
 
 _DESCRIPTIONS = {"model.fingerprint": "the model's fingerprint (weights, config.json, tokenizer, end tokens)"}
 """Parts of a manifest in words, where their name does not say what to look at."""
@@ -183,6 +188,9 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[tuple[Registry[
     elsewhere = tuple(f"{task.defined_by}_" for task in manifest.tasks if task.defined_by)
     used = [
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
+        *((STRATEGIES, rule) for point in manifest.operating_points for rule in _asked_by(point)),
+        *((DRAFTS, name) for point in manifest.operating_points for name in _drafts_of(point)),
+        *([(FAMILIES, manifest.model.family)] if manifest.model.family in FAMILIES else []),
         *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
         *((WEIGHTS_FORMATS, name) for name in manifest.model.formats),
         *([(EXIT_MODULES, manifest.model.exit_module.partition("/")[0])] if manifest.model.exit_module else []),
@@ -199,3 +207,12 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[tuple[Registry[
         *([(METERS, meter)] if meter != "auto" else []),
     ]
     yield from dict.fromkeys(used)
+
+
+def _drafts_of(point: OperatingPointRecord) -> Iterator[str]:
+    return (draft.partition(":")[0] for draft in point.decode.split("+")[1:])
+
+
+def _asked_by(point: OperatingPointRecord) -> Iterator[str]:
+    """Yield the strategies that an operating point's own asks, as its options name them."""
+    return (value for value in point.options.values() if isinstance(value, str) and value in STRATEGIES)

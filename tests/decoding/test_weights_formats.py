@@ -355,6 +355,21 @@ def test_the_faster_kernel_multiplies(dtype: torch.dtype, faster: int, monkeypat
     assert len(used) == (6 if dtype is torch.float32 else 0)
 
 
+def test_a_run_that_goes_on_takes_the_kernels_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that are as fast either may win; nothing else is taken from a record, whatever it says."""
+    weight = torch.ones(512, 512)
+    blocks.choose([weight])
+    first = blocks.choices()
+    names = [kernel.__name__ for kernel in blocks.KERNELS[torch.float32]]
+    assert len(first) == len(blocks.COUNTS)
+    assert set(first.values()) <= set(names)
+    other = {product: names[1 - names.index(kernel)] for product, kernel in first.items()}
+    blocks.choose_again({**other, "torch.float32 (1, 2) × 1": "linear"})
+    assert blocks.choices() == other
+    blocks.choose_again(dict.fromkeys(other, "system"))
+    assert blocks.choices() == other
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
 def test_a_norm_of_few_rows_is_that_of_many(count: int) -> None:
     rows, gain = torch.randn(count, 64), torch.randn(64)

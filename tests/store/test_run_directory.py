@@ -52,6 +52,7 @@ def make_manifest(**changes: Any) -> Manifest:
     )  # fmt: skip
     environment = {
         "cpu": "Some CPU", "logical_cores": 2, "gpus": [], "torch_threads": 2, "load_average": [0.1, 0.1, 0.1],
+        "usable_cores": 2, "quota_cores": None, "instructions": "AVX512", "arithmetic": {}, "compiled": None,
         "packages": {"torch": "2.13.0", "numpy": "2.4.6"}, "code": {"harness": "ab", "tasks": "ab"},
     }  # fmt: skip
     fields: dict[str, Any] = {
@@ -374,6 +375,11 @@ OTHER: tuple[tuple[str, Any, str], ...] = (
     ("meter.source", "rapl", r'meter\.source was "none", now "rapl"'),
     ("environment.cpu", "Other", r"another environment: environment\.cpu was \"Some CPU\", now \"Other\".*two"),
     ("environment.gpus", ["H100"], r"environment\.gpus was \[\], now \[\"H100\"\]"),
+    ("environment.usable_cores", 1, r"environment\.usable_cores was 2, now 1"),
+    ("environment.quota_cores", 0.5, r"environment\.quota_cores was null, now 0\.5"),
+    ("environment.instructions", "AVX2", r"environment\.instructions was \"AVX512\", now \"AVX2\""),
+    ("environment.arithmetic", {"X": "1"}, r"environment\.arithmetic\.X was null, now \"1\""),
+    ("environment.compiled", "ee", r"environment\.compiled was null, now \"ee\""),
     ("environment.code.tasks", "ee", r"other code: tasks was ab, now ee\. .* or start a new run with"),
     ("plugins.0.code", "ee", r"other code: their-package was cd, now ee\. .*restore that code"),
     ("model.fingerprint", "ee", r"config\.json, tokenizer, end tokens\) was \"ab\", now \"ee\""),

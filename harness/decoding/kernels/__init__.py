@@ -100,6 +100,11 @@ def obstacle() -> str | None:
     return None
 
 
+def identity() -> str | None:
+    """Return what tells the compiled functions of this processor apart; ``None`` where nothing can be compiled."""
+    return key_of("")[:16] if obstacle() is None else None
+
+
 def prepare(kind: Kind) -> None:
     """Find what a kind of weights is multiplied with, in a thread: reading a model waits for the disk."""
 
