@@ -18,7 +18,7 @@ from harness.contracts.recipes import WeightsRule
 from harness.errors import StoreError
 from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, read_json, real_path, refusing
 from harness.models.artefacts import SHIPPED, look_into
-from harness.models.trained import tuned_fingerprint
+from harness.models.trained import SCALE, tuned_fingerprint
 from harness.records import Manifest
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import plausible
@@ -273,5 +273,5 @@ def _offers(folder: Path) -> frozenset[str]:
         if isinstance(digest, str):
             offers |= {digest, digest[:16]}
             if facts.get("kind") == "adapter" and isinstance(base, str):
-                offers.add(tuned_fingerprint(base, digest))
+                offers.add(tuned_fingerprint(base, digest, facts.get("scale", SCALE)))
     return frozenset(offers)

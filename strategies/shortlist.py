@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from torch import Tensor
 
 from harness.config import StrategySpec
-from harness.config.options import build_strategy
+from harness.config.options import build_strategy, effective_options
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Reading, Strategy
 from harness.contracts.asking import ask_rule
 from harness.decoding.readings import entropy, top_probability, two_best
@@ -54,6 +54,11 @@ class Shortlist(Strategy):
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
         """Those of the strategy that is asked."""
         return self._inner().artefacts(model)
+
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, Any]:
+        """The threshold of the strategy that is asked, where it has one."""
+        inner = self._inner()
+        return effective_options(inner, inner.trained_defaults(model))
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy that is asked."""

@@ -8,8 +8,9 @@ that a message can name the option, the value and what is allowed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -88,9 +89,10 @@ def build_class(cls: Any, noun: str, name: str, options: Iterable[tuple[str, obj
         raise OptionError(f"{noun} '{name}' refuses its options: {reason(error)}.") from error
 
 
-def effective_options(built: Any) -> dict[str, Any]:
-    """Return every option of a strategy or a draft source with its value."""
-    return {field.name: getattr(built, field.name) for field in _fields(type(built)) if field.init}
+def effective_options(built: Any, trained: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return every option of what was built with its value; one that was left out (``None``) has a trained part's."""
+    options = {field.name: getattr(built, field.name) for field in _fields(type(built)) if field.init}
+    return {name: trained.get(name) if value is None else value for name, value in options.items()}
 
 
 def option_facts(name: str, registry: Registry[Any] = STRATEGIES) -> list[OptionFacts]:

@@ -272,7 +272,10 @@ class Strategy(Protocol):
         return model.exit_points
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """Return the trained parts it runs on for this model: name → SHA-256, for the record."""
+        """Return the trained parts it runs on for this model: name → SHA-256, for the record.
+
+        All that decides what a part does belongs there: :meth:`harness.models.artefacts.Artefact.hashes`.
+        """
         return {}
 
     def cheap_heads(self) -> tuple[HeadChoice, ...]:

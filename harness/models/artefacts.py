@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -123,6 +124,9 @@ SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Artefacts that come with the harness, one folder per model and recipe."""
 
 FORMAT = 1
+FACTS = ".json"
+"""Behind the name of a part where a record has the hash of its facts."""
+
 LARGEST_TENSORS_BYTES = 16 << 30
 """Of an artefact's tensors; those of a LoRA adapter of 70 billion weights have a few GiB."""
 PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
@@ -140,12 +144,24 @@ def read_verified(file: Path, sha256: str, limit: int, remedy: str) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """One artefact: its kind, its JSON file with everything that it says, and the hash of the tensors beside it."""
+    """One artefact: its kind, its JSON file with everything that it says, and the hash of the tensors beside it.
+
+    What it does follows from both: a threshold, what a network looks at and which head it was trained for are facts.
+    """
 
     kind: str
     path: Path
     facts: Mapping[str, Any]
     sha256: str
+
+    def hashes(self, part: str = "") -> dict[str, str]:
+        """Return all that decides what it does, for a record: SHA-256 of its tensors, ``part``, and of its facts."""
+        part = part or self.kind
+        return {part: self.sha256, f"{part}{FACTS}": self._facts_sha256}
+
+    @cached_property
+    def _facts_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
     def tensors(self, device: str = "cpu", shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
         """Read the tensors, and refuse those that are damaged, not finite, or of other shapes (:meth:`check`)."""

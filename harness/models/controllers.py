@@ -389,8 +389,8 @@ class TrainedStrategy(Strategy):
         return model.exit_points
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """The artefact."""
-        return {self.part or self.kind: self.artefact(model).sha256}
+        """The artefact, tensors and facts."""
+        return self.artefact(model).hashes(self.part)
 
     def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
         """The artefact's own threshold."""

@@ -104,9 +104,9 @@ def draft_head(text: str, model: ModelInfo) -> HeadChoice:
 
 
 def head_artefacts(choice: HeadChoice, model: ModelInfo) -> dict[str, str]:
-    """Return the artefact that a head is made from: kind → SHA-256."""
+    """Return the hashes of the artefact that a head is made from; nothing for one that is made from none."""
     kind = "" if choice.is_full else _head(choice).facts.artefact
-    return {kind: require(find(kind, model)).sha256} if kind else {}
+    return require(find(kind, model)).hashes() if kind else {}
 
 
 def head_tensors(model: ModelInfo, device: str, kind: str) -> Mapping[str, Tensor]:

@@ -36,7 +36,7 @@ from harness.models.ngrams import SeenDocuments, find_seen
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
 from harness.models.source import ModelSpec, find_spec, local_folder
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
-from harness.models.trained import Missing, find, require, tuned_fingerprint
+from harness.models.trained import SCALE, Missing, find, require, tuned_fingerprint
 from harness.models.weights import (
     StoredWeights,
     checked,
@@ -286,7 +286,7 @@ def resolve(request: ModelRequest) -> ResolvedModel:
     if info.weights != "tuned" and request.weights in ("auto", "tuned"):  # else merged already, or not asked for
         adapter = _part("adapter", info, needed=request.weights == "tuned")
     if adapter is not None:
-        tuned = tuned_fingerprint(info.base_fingerprint, adapter.sha256)
+        tuned = tuned_fingerprint(info.base_fingerprint, adapter.sha256, adapter.facts.get("scale", SCALE))
         info = replace(info, weights="tuned", fingerprint=tuned)
     if info.exit_points and request.exit_head != "shared":
         shortcut = _part("shortcut", info, needed=request.exit_head == "shortcut")

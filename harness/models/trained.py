@@ -36,9 +36,14 @@ def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
     raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
 
 
-def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
-    """Return the fingerprint of a base model with an adapter merged into it."""
-    return hashlib.sha256(f"{base} {adapter_sha256}".encode()).hexdigest()[:16]
+SCALE = 2.0
+"""Of an adapter's products, as ``harness train lite`` tunes it."""
+
+
+def tuned_fingerprint(base: str, adapter_sha256: str, scale: float = SCALE) -> str:
+    """Return the fingerprint of a base model with an adapter merged into it by a scale."""
+    other = "" if scale == SCALE else f" scale {scale}"
+    return hashlib.sha256(f"{base} {adapter_sha256}{other}".encode()).hexdigest()[:16]
 
 
 def belongs_to(facts: Mapping[str, Any]) -> str:
@@ -119,7 +124,7 @@ def _missing(kind: str, model: ModelInfo, folders: Sequence[Path], others: str) 
 
 
 def prompt_maps(exits: Sequence[int], model: ModelInfo) -> dict[str, str]:
-    """Return the artefact that holds the maps of a prompt's exits: kind → SHA-256.
+    """Return the hashes of the artefact that holds the maps of a prompt's exits.
 
     Raises:
         ArtefactError: there is none, or it lacks one of the exits; the last layer but one needs none.
@@ -132,7 +137,7 @@ def prompt_maps(exits: Sequence[int], model: ModelInfo) -> dict[str, str]:
             f"{found.path} has maps for prompt exits at {_listed(found.facts['exits'])}, not at {_listed(lacking)}. "
             f"Use one of those, or make it anew: harness train prompt-exit {layers}."
         )
-    return {"prompt-exit": found.sha256}
+    return found.hashes()
 
 
 def find_trained(

@@ -56,7 +56,8 @@ class Guarantee(Record):
         run: id of the run that decoded them. records: its seal.
         model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
         prompt_exit: how deep its prompts were read; empty for full depth.
-        artefacts: what trained parts the strategy runs on: name → SHA-256.
+        artefacts: what trained parts the strategy runs on: name → SHA-256, of tensors and, in certificates since
+            December 2026, of facts. plugins: package of another project that the run used → hash of its code.
         exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from.
     """
 
@@ -88,6 +89,7 @@ class Guarantee(Record):
     artefacts: dict[str, str] = Field(default_factory=dict)
     exit_points: tuple[Count, ...] | None = None
     kv_input: str | None = None
+    plugins: dict[str, str] = Field(default_factory=dict)
 
     @property
     def promise(self) -> str:

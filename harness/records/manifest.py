@@ -29,10 +29,10 @@ class OperatingPointRecord(Record):
     Attributes:
         name: unique label in the run, for example ``confidence:threshold=0.9``.
         strategy: registered strategy name.
-        options: every option with its effective value.
+        options: every option with its effective value; of one that was left out, its trained part's.
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
-        artefacts: what trained parts it runs on: name → SHA-256.
+        artefacts: what trained parts it runs on: name → SHA-256 of the tensors, name with ``.json`` → of the facts.
         kv: name of the KV policy, what happens to K,V of skipped layers. kv_facts: what that policy is.
         decode: ``lossy``, its exits say what comes out; ``lossless``, with the draft source it has: they draft, and
             full depth's tokens come out.
@@ -313,8 +313,12 @@ class Manifest(Record):
     @property
     def code(self) -> dict[str, str]:
         """Package that decides → hash of its files: the project's own, and of plug-ins."""
-        theirs = {plugin.distribution: plugin.code for plugin in self.plugins if plugin.code}
-        return {**(self.environment.get("code") or {}), **theirs}
+        return {**(self.environment.get("code") or {}), **self.plugin_code}
+
+    @property
+    def plugin_code(self) -> dict[str, str]:
+        """Package of another project that the run used → hash of its files."""
+        return {plugin.distribution: plugin.code for plugin in self.plugins if plugin.code}
 
     @property
     def timed(self) -> bool:

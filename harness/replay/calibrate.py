@@ -343,6 +343,7 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         model=manifest.model.name,
         batch_size=conditions.batch_size,
         kv_input=manifest.config.get("kv_input"),
+        plugins=manifest.plugin_code,
         **facts | {"kv": conditions.kv},
     )
     return guarantee.CalibratedPoint(strategy=chosen.name.partition("@")[0], guarantee=promised)

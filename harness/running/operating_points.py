@@ -300,7 +300,7 @@ def operating_point(
     record = OperatingPointRecord(
         name=f"{spec}{suffix}",
         strategy=spec.name,
-        options=effective_options(strategy),
+        options=effective_options(strategy, strategy.trained_defaults(info)),
         exit_points=points,
         rehearsed=strategy.upper_bound,
         artefacts={

@@ -6,7 +6,7 @@ In the order of cost: names and options first, then the model's facts, the token
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -18,6 +18,7 @@ from harness.contracts import OWN_FORMAT, BlackBox
 from harness.decoding import packing
 from harness.errors import ConfigError, EndpointError, StoreError
 from harness.host.libraries import resolve_device
+from harness.models.artefacts import FACTS
 from harness.models.model import KeptModel, ResolvedModel
 from harness.models.model import resolve as find_model
 from harness.models.placement import check_format
@@ -139,15 +140,18 @@ def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None
             packing.usable(name, device)
 
 
-def guarantee_violations(plan: Plan) -> Iterator[str]:
+def guarantee_violations(plan: Plan, manifest: Manifest) -> Iterator[str]:
     """Yield a line for everything in which a run, its model loaded, is not what a point's certificate speaks of."""
     for file, calibrated in plan.calibrated:
         own = [point.record for point in plan.points if point.name.partition("@")[0] == calibrated.strategy]
-        for line in (*_of_decoding(calibrated.guarantee, plan, own), *_of_documents(calibrated.guarantee, plan.tasks)):
+        promised = calibrated.guarantee
+        for line in (*_of_decoding(promised, plan, own, manifest.code), *_of_documents(promised, plan.tasks)):
             yield one_line(f"the certificate of {file} {line}")
 
 
-def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPointRecord]) -> Iterator[str]:
+def _of_decoding(
+    promised: Guarantee, plan: Plan, points: Iterable[OperatingPointRecord], code: Mapping[str, str]
+) -> Iterator[str]:
     model, config = plan.model.info, plan.config
     pairs = [
         ("model", promised.fingerprint, model.fingerprint),
@@ -155,6 +159,7 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
         ("dtype", promised.dtype, model.dtype),
         ("batch size", promised.batch_size, config.batch_size),
         ("limit of new tokens", promised.max_new_tokens, config.max_new_tokens),
+        ("code of plug-ins", promised.plugins, {name: code.get(name, "none") for name in promised.plugins}),
     ]
     if promised.kv_input is not None:
         pairs.append(("input of filled-in keys and values", promised.kv_input, config.kv_input))
@@ -164,13 +169,19 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
             ("weights format", promised.weights_format, point.weights_format),
             ("stop rule", "none", point.stop or "none"),
             ("exit for the prompt", promised.prompt_exit or "none", point.prompt_exit or "none"),
-            ("trained parts", promised.artefacts, point.artefacts),
+            ("trained parts", promised.artefacts, _as_promised(promised, point)),
         ]
         if promised.exit_points is not None:
             pairs.append(("choice of exit points", list(promised.exit_points), list(point.exit_points)))
     for what, theirs, ours in dict.fromkeys((what, str(a), str(b)) for what, a, b in pairs):
         if theirs != ours:
             yield f"is of another {what} ({theirs} there, {ours} here): nothing is promised of this run."
+
+
+def _as_promised(promised: Guarantee, point: OperatingPointRecord) -> dict[str, str]:
+    """Return the trained parts of a point; without the hashes of facts that older certificates do not have."""
+    parts = point.artefacts.items()
+    return {name: digest for name, digest in parts if name in promised.artefacts or not name.endswith(FACTS)}
 
 
 def _of_documents(promised: Guarantee, tasks: Iterable[PlannedTask]) -> Iterator[str]:

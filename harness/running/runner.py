@@ -146,8 +146,6 @@ def _measure(
         if plan.before is not None and isinstance(products := plan.before.environment.get("products"), Mapping):
             blocks.choose_again(products)
         plan = plan.stored_in([one.info for one in loaded])
-        for line in guarantee_violations(plan):
-            logger.warning("%s", line)
         engines = {}
         for one in loaded:
             name, timing = one.info.weights_format, Timing(measures=not config.untimed)
@@ -175,6 +173,8 @@ def _measure(
             block_size = max(block_size, 0 if config.arrival_rate is None else QUEUED_REQUESTS)
         times = {name: engine.timing.times for name, engine in engines.items()}
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, times, placement)
+        for line in guarantee_violations(plan, manifest):
+            logger.warning("%s", line)
         path = resume or config.out or fresh_directory("-".join((real_path(config.model).name, *config.tasks)))
         with contextlib.ExitStack() as on_error:
             opened = (

@@ -152,13 +152,9 @@ class Settings:
         lossless = drafting(decode, draft_max, self._draft_head, strategy, self._info)
         prompt = self._prompt if lossless is None else None
         kv = None if lossless is None and prompt is None else self._kv
-        operating_point(StrategySpec(name), strategy, self._info, kv, decode=decode, lossless=lossless, prompt=prompt)
-        settable, left_out = _settable(type(strategy)), strategy.trained_defaults(self._info)
-        effective = {
-            option: left_out.get(option) if value is None else value
-            for option, value in effective_options(strategy).items()
-            if option in settable
-        }
+        spec, settable = StrategySpec(name), _settable(type(strategy))
+        point = operating_point(spec, strategy, self._info, kv, decode=decode, lossless=lossless, prompt=prompt)
+        effective = {option: value for option, value in point.record.options.items() if option in settable}
         return Setting(name, effective, strategy, decode, lossless, build_stop(stop), prompt)
 
     def _facts(self, label: str) -> Loaded:

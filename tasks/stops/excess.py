@@ -46,7 +46,7 @@ class Excess(Stop):
         self._artefact(model)
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        return {self.kind: self._artefact(model).sha256}
+        return self._artefact(model).hashes()
 
     def start(self, cursor: Cursor) -> RowStop:
         artefact = self._artefact(cursor.model)

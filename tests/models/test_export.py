@@ -19,7 +19,7 @@ from harness.models.artefacts import write_artefact
 from harness.models.facts import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
-from harness.models.trained import tuned_fingerprint
+from harness.models.trained import SCALE, tuned_fingerprint
 from tests.conftest import Ran
 
 POINTS = [4, 6, 10]
@@ -45,7 +45,7 @@ def artefacts(tiny_llama: Path, documents: list[str], tmp_path_factory: pytest.T
         "data": [{"stream": "py150, made up", "split": "train", "documents": 1, "tokens": 99}],
         "ngrams": write_index(folder, NgramIndex.of([base.tokenizer.encode(documents[0])])),
     }
-    adapter = write_artefact(folder / "adapter.json", "adapter", factors, {**facts, "scale": 0.3})
+    adapter = write_artefact(folder / "adapter.json", "adapter", factors, {**facts, "scale": SCALE})
     maps = {f"{point}.weight": torch.eye(32) for point in POINTS} | {
         f"{point}.bias": torch.ones(32) for point in POINTS
     }

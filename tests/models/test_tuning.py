@@ -211,7 +211,7 @@ TUNED = "model.layers.3.mlp.up_proj"
 
 
 def tune(folder: Path, base: str) -> tuple[Artefact, Artefact]:
-    adapter = write_adapter(folder, base, factors(**{TUNED.replace(".", "__"): (32, 64)}), scale=0.5, documents=["k"])
+    adapter = write_adapter(folder, base, factors(**{TUNED.replace(".", "__"): (32, 64)}), documents=["k"])
     return adapter, write_shortcut(folder, base, adapter=adapter)
 
 
@@ -230,7 +230,7 @@ def test_a_folder_of_the_user_s_serves_without_being_asked_for(
     loaded = found.load("cpu")
     stored, low = load_file(tiny_llama / "model.safetensors"), adapter.tensors()
     for name, weight in loaded.module.state_dict().items():
-        update = 0.5 * (low[f"{TUNED}.lora_B"] @ low[f"{TUNED}.lora_A"]) if name == f"{TUNED}.weight" else 0.0
+        update = 2.0 * (low[f"{TUNED}.lora_B"] @ low[f"{TUNED}.lora_A"]) if name == f"{TUNED}.weight" else 0.0
         torch.testing.assert_close(weight, stored[name] + update, msg=name)
     assert (loaded.module.get_submodule(TUNED).weight - stored[f"{TUNED}.weight"]).abs().max() > 0.1
     assert list(loaded.backbone.shortcuts) == list(POINTS)

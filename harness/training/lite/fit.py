@@ -28,7 +28,7 @@ from harness.models.facts import PARTS
 from harness.models.folder import fingerprint_of_folder, quiet
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
-from harness.models.trained import belongs_to, shortcut_path
+from harness.models.trained import SCALE, belongs_to, shortcut_path
 from harness.records.estimate import MISSING, Estimate
 from harness.registry import TASKS
 from harness.training.checkpoints import cut_log, stop_on_interrupt
@@ -400,7 +400,7 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
         factors = {
             factor_name(name): parameter.bfloat16() for name, parameter in model.named_parameters() if ".lora_" in name
         }
-        adapter = write_artefact(out / "adapter.json", "adapter", factors, {**facts, "scale": 2.0})
+        adapter = write_artefact(out / "adapter.json", "adapter", factors, {**facts, "scale": SCALE})
     else:
         with quiet():
             model.core.save_pretrained(out / "model")

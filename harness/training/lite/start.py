@@ -16,7 +16,7 @@ from harness.models.artefacts import Artefact, look_into
 from harness.models.exit_modules import LINEAR, read_tensors
 from harness.models.facts import PARTS
 from harness.models.ngrams import NgramIndex, read_index
-from harness.models.trained import Missing, artefact_folders, find, require, tuned_fingerprint
+from harness.models.trained import SCALE, Missing, artefact_folders, find, require, tuned_fingerprint
 from harness.training.recipes import LiteRecipe
 
 _FACTS = ("documents", "held_out", "data", "seed", "steps", "tokens", "packs_read", "ngrams", "exits", "made")
@@ -134,7 +134,7 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
             raise ConfigError(f"{adapter.path} was tuned with {flag} {wanted}. Give that one.")
     shortcut = None
     if recipe.exit_head == "shortcut":
-        tuned = tuned_fingerprint(info.fingerprint, adapter.sha256)
+        tuned = tuned_fingerprint(info.fingerprint, adapter.sha256, facts.get("scale", SCALE))
         found = find("shortcut", replace(info, fingerprint=tuned), folders)
         if isinstance(found, Missing):
             raise ArtefactError(

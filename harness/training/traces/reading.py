@@ -141,7 +141,7 @@ def documents_of(traces: Traces, tasks: Sequence[str], resolved: ResolvedModel |
         raise ArtefactError(
             f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {'; '.join(known)}."
         )
-    read = set() if resolved is None or resolved.shortcut is None else set(resolved.shortcut.facts["documents"])
+    read = set() if resolved is None or resolved.shortcut is None else set(resolved.shortcut.facts.get("documents", ()))
     others = [number for number in chosen if traces.documents[number]["key"] not in read]
     counts = Counter(traces.documents[number]["stream"] for number in others)
     if all(counts[traces.documents[number]["stream"]] >= FEWEST for number in chosen):

@@ -65,6 +65,7 @@ def trace(options: TraceCommand, progress: Progress) -> Traces:
         )
     facts = {
         **identity(info, tokenizer.fingerprint),
+        "exit_module": info.exit_module,
         "weights": info.weights,
         "dtype": options.dtype,
         "split": options.split,

@@ -30,6 +30,7 @@ Fields of ``index.json``:
 ``tokenizer_fingerprint``          of its tokenizer
 ``num_layers``, ``hidden_size``    its shape
 ``exit_points``, ``exit_head``     layers; ``shared``, or ``shortcut:`` and a hash
+``exit_module``                    of shortcuts; empty with the shared head
 ``split``                          part of each dataset
 ``length``                         tokens at which a document was cut, at most
 ``new_tokens``                     generated behind a part of each document; 0 where its own were read
@@ -105,10 +106,9 @@ class TraceWriter:
                 raise ArtefactError(f"{folder} holds a trace already. Add --resume to go on, or give another --out.")
             self._index = _read_index(file)
             for key, value in facts.items():
-                if self._index.get(key) != value:
+                if self._index.get(key, value) != value:  # a trace of before December 2026 has no exit_module
                     raise ArtefactError(
-                        f"{folder} is a trace with {key} {self._index.get(key)!r}, now it is {value!r}. Give another "
-                        "--out."
+                        f"{folder} is a trace with {key} {self._index[key]!r}, now it is {value!r}. Give another --out."
                     )
         elif _is_taken(folder):
             raise ArtefactError(f"{folder} is not empty and holds no trace. Give another --out.")
@@ -209,6 +209,7 @@ class Traces:
             ("model fingerprint", index["model_fingerprint"], model.fingerprint),
             ("exit points", list(self.exit_points), list(model.exit_points)),
             ("exit head", index["exit_head"], model.exit_head),
+            ("exit module", index.get("exit_module", model.exit_module), model.exit_module),
         ):
             if theirs == ours:
                 continue
