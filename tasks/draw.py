@@ -1,10 +1,11 @@
 """Draw samples from rows: seeded, lazy, and the same whatever the limit.
 
-The rows are visited in an order that the seed alone decides (a shuffle of the row numbers), and reading stops as
-soon as ``limit`` samples are made. So the same seed gives the same samples, a smaller limit gives the first of
-those a larger one gives, and twenty samples cost about twenty rows of reading and tokenising. Bad rows
-met on the way are reported beside the samples and do not count towards the limit. Of editor sessions
-(:mod:`tasks.sessions`) the limit counts documents, and all samples of one follow one another.
+The rows are visited in an order that the seed alone decides (a shuffle of the row numbers), from each quarter of the
+source's lengths in turn, and reading stops as soon as ``limit`` samples are made. So the same seed gives the same
+samples, a smaller limit gives the first of those a larger one gives, and what is left out shifts no lengths: a row that
+tuning has read is replaced by one of its quarter. Bad rows met on the way are reported beside the samples and do not
+count towards the limit. Of editor sessions (:mod:`tasks.sessions`) the limit counts documents, and all samples of one
+follow one another.
 
 What tuning has read is no test of it. Three checks: a document that it was tuned on is passed over whole, and one of a
 project of which it was tuned on others, and a sample whose next tokens it has read elsewhere word for word, together
@@ -18,10 +19,12 @@ import itertools
 import json
 import random
 import sys
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 from typing import TypeVar
 
 from harness.contracts import (
@@ -30,6 +33,7 @@ from harness.contracts import (
     Corpus,
     Document,
     Sample,
+    SessionRequest,
     SourceInfo,
     TaskData,
     TaskRequest,
@@ -56,6 +60,9 @@ COMPARED = 20
 COMPARED_OF_REFERENCE = 15
 """Tokens of the reference among them, at most."""
 
+LENGTHS_FROM = 400
+"""Rows, the first in the seed's order, whose lengths stand for the source's."""
+
 
 def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
     """Return the samples of a request, in the order they were drawn."""
@@ -67,11 +74,11 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
     skipped: Counter[str] = Counter()
     origins: Counter[str] = Counter()
     visited = 0
-    for index in _order(rows, request.seed):
-        if request.limit is not None and len(taken) >= request.limit:
-            break
+    quarters = _Quarters(rows, request.seed)
+    lengths: list[int] = []
+    while len(taken) != request.limit and (found := quarters.next_row(len(taken))) is not None:
+        index, row = found
         visited += 1
-        row = _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
         made = _made(row, index, protocol, tokenizer, request)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
@@ -86,6 +93,7 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
             if kept:
                 samples += kept
                 taken.add(row.sample_id)
+                lengths.append(_length(row))
                 origins[(ORIGINS if request.session else protocol.origins)[type(row)]] += 1
     if not samples:
         raise DataError(_nothing_drawn(rows, protocol, list(bad.values()), skipped))
@@ -93,23 +101,28 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
         **rows.detail,
         "rows": str(len(rows)),
         "rows_visited": str(visited),
-        "order": f"shuffled, seed {request.seed}",
+        "order": f"shuffled, seed {request.seed}, from each quarter of the lengths in turn",
+        "lengths": quarters.told(lengths),
         "samples_from": _counts(origins),
     }
     if skipped:
         detail["skipped"] = _counts(skipped)
     if request.session is not None:
         positions = None if request.max_positions is None else request.max_positions - protocol.limit(request)
-        window, step = request.session.room(positions)
-        detail["sessions"] = (
-            f"{len(taken)}, of at most {request.session.requests} requests that are waited for, unless traces have "
-            f"more; windows of at most {window} tokens whose beginning moves by {step}"
-        )
+        detail["sessions"] = _of_sessions(request.session, len(taken), positions)
     drawn = tuple(samples)
     duplicates = skipped[DUPLICATE] + sum(sample.duplicate for sample in drawn)
     source = SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail)
     bad_rows = _told_apart(bad, {sample.sample_id for sample in drawn} | taken)
     return TaskData(drawn, bad_rows, source, None if request.was_read is None else duplicates)
+
+
+def _of_sessions(session: SessionRequest, number: int, positions: int | None) -> str:
+    window, step = session.room(positions)
+    return (
+        f"{number}, of at most {session.requests} requests that are waited for, unless traces have more; windows of at "
+        f"most {window} tokens whose beginning moves by {step}"
+    )
 
 
 def _made(
@@ -253,6 +266,51 @@ def collect(rows: Rows, language: Language, *, limit: int | None, seed: int) -> 
         raise DataError(f"{rows.label} holds no document to learn from.{first} Give another --source or --split.")
     detail = {**rows.detail, "rows": str(len(rows)), "bad_rows": str(len(bad)), "order": f"shuffled, seed {seed}"}
     return Corpus(tuple(documents), SourceInfo(rows.kind, rows.label, digest.hexdigest(), detail))
+
+
+class _Quarters:
+    """Rows in the seed's order, to be taken from each quarter of their source's lengths in turn."""
+
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self._unread = ((index, _read(rows, index)) for index in _order(rows, seed))
+        first = list(itertools.islice(self._unread, LENGTHS_FROM))
+        self._lengths = sorted(_length(row) for _, row in first) or [0]
+        self._ends = [self._lengths[len(self._lengths) * part // 4] for part in (1, 2, 3)]
+        self._waiting: tuple[deque[tuple[int, Row]], ...] = (deque(), deque(), deque(), deque())
+        for index, row in first:
+            self._waiting[self._of(_length(row))].append((index, row))
+        self._turns = [quarter for quarter in range(4) if self._waiting[quarter]]  # fewer where many are as long
+
+    def next_row(self, taken: int) -> tuple[int, Row] | None:
+        """Return the next row for the sample behind so many, of its quarter or, where that has none left, another."""
+        turns = len(self._turns)
+        for quarter in (self._turns[(taken + further) % turns] for further in range(turns)):
+            while not self._waiting[quarter] and (found := next(self._unread, None)) is not None:
+                self._waiting[self._of(_length(found[1]))].append(found)
+            if self._waiting[quarter]:
+                return self._waiting[quarter].popleft()
+        return None
+
+    def told(self, drawn: Sequence[int]) -> str:
+        """Say how the lengths of rows that were drawn compare with the source's."""
+        counts = Counter(map(self._of, drawn))
+        each = ", ".join(str(counts[quarter]) for quarter in range(4))
+        share = mean(drawn) / (mean(self._lengths) or 1)
+        return f"rows of the source's four quarters by length: {each}; their mean length is {share:.2f} of all rows'"
+
+    def _of(self, length: int) -> int:
+        return bisect_right(self._ends, length)
+
+
+def _read(rows: Rows, index: int) -> Row:
+    return _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
+
+
+def _length(row: Row) -> int:
+    """Return the characters of a row, as far as a prompt may hold them; none where it could not be read."""
+    if isinstance(row, BadRow):
+        return 0
+    return len(row.prompt if isinstance(row, LineRow) else whole(row))
 
 
 def _order(rows: Rows, seed: int) -> list[int]:

@@ -195,6 +195,7 @@ class TaskRecord(Record):
         source_kind: ``path``, ``hub`` or ``embedded``. source: human label. detail: further facts about it.
         fingerprint: SHA-256 over the drawn rows. prompts: over the samples made of them, in tokens.
         samples: number of samples drawn. bad_rows: rows that could not become samples.
+        prompt_tokens_mean, prompt_tokens_median: of the drawn prompts. ``None`` in older runs.
         duplicates: samples drawn although tuning has read them (``--duplicates keep``), or skipped for it; ``None``
             where that is not known.
         overlapping: samples of projects whose other files tuning has read (``--allow-overlap``). unknown_projects:
@@ -212,6 +213,8 @@ class TaskRecord(Record):
     fingerprint: str
     prompts: str = ""
     samples: Count
+    prompt_tokens_mean: float | None = None
+    prompt_tokens_median: float | None = None
     bad_rows: Count
     duplicates: Count | None = None
     overlapping: Count | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from harness.config import RunConfig
@@ -163,6 +164,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         logger.warning("%s: %s", task.name, row.reason)
     if len(data.bad_rows) > SHOWN_BAD_ROWS:
         logger.warning("%s: %d further rows cannot be used", task.name, len(data.bad_rows) - SHOWN_BAD_ROWS)
+    prompts = [len(sample.prompt_ids) for sample in data.samples]
     record = TaskRecord(
         name=task.name,
         language=task.language,
@@ -172,6 +174,8 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         fingerprint=data.source.fingerprint,
         prompts=prompts_digest(data.samples),
         samples=len(data.samples),
+        prompt_tokens_mean=fmean(prompts),
+        prompt_tokens_median=median(prompts),
         bad_rows=len(data.bad_rows),
         duplicates=data.duplicates,
         overlapping=sum(sample.project in model.seen.projects for sample in data.samples),

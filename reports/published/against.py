@@ -72,9 +72,9 @@ COLUMNS = {
 
 CAVEATS = (
     "the paper's: single runs on a Quadro RTX 8000; those with a cache are from its authors' repository, with longer "
-    "prompts (30 % of a file, not 20 %), which counts against them; agent's time by nested sensor windows (Table IV; JavaCorpus from the result files); "
-    f"'{NEVER}' is threshold 0.94 on JavaCorpus; its CodeBLEU counts missing data flow as 1, and its untuned Python "
-    "runs have other references, so that no score of theirs is kept",
+    "prompts (30 % of a file, not 20 %), which counts against them; agent's time by nested sensor windows (Table IV; "
+    f"JavaCorpus from the result files); '{NEVER}' is threshold 0.94 on JavaCorpus; its CodeBLEU counts missing data "
+    "flow as 1, and its untuned Python runs have other references, so that no score of theirs is kept",
     "savings are over the same system's own full depth under the same KV policy, 'of uncached' over its full depth "
     "without a cache; our untuned full depth is a run of its own, so that its costs are not paired",
     "~ energy that no sensor measured; – not measured, not published, or not defined",

@@ -183,6 +183,12 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
             )
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
+        if task.prompt_tokens_mean is not None:
+            lengths = f"; {task.detail['lengths']}" if "lengths" in task.detail else ""
+            yield (
+                f"{task.name}: prompts of {task.prompt_tokens_mean:.0f} tokens on average, median "
+                f"{task.prompt_tokens_median:.0f}{lengths}."
+            )
         yield from _about_duplicates(task, manifest)
         if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
             yield from _about_projects(task)
@@ -218,8 +224,8 @@ def _about_projects(task: TaskRecord) -> Iterator[str]:
         )
     if task.unknown_projects:
         yield (
-            f"{task.name}: {task.unknown_projects} of {task.samples} samples do not say which project they are of: "
-            "tuning may have read other files of it."
+            f"{task.name}: {task.unknown_projects} of {task.samples} samples do not say which project they are of. "
+            "Tuning may have read other files of it, so that they say nothing of new projects."
         )
 
 

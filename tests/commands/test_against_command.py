@@ -24,7 +24,12 @@ def test_runs_are_shown_beside_the_paper_and_written(
     assert made.code == 0, made.err
     ran = cli("report", "runs", "--against", "green-code", "--out", "beside", "--width", "column")
     assert ran.code == 0, ran.err
-    for words in ("paper, OPT-2.7B, KV none", "authors' repository, OPT-2.7B, KV propagate", "here, KV propagate", "fixed:layer=6"):
+    for words in (
+        "paper, OPT-2.7B, KV none",
+        "authors' repository, OPT-2.7B, KV propagate",
+        "here, KV propagate",
+        "fixed:layer=6",
+    ):
         assert words in ran.out
     files = {path.name for path in (tmp_path / "beside").iterdir()}
     stems = [name.removesuffix(".csv") for name in files if name.endswith(".csv")]

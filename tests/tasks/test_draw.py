@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import random
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from harness.contracts import TaskRequest
+from harness.contracts import TaskRequest, document_key
 from harness.errors import DataError
-from tasks.draw import draw
+from tasks.draw import LENGTHS_FROM, draw
 from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
@@ -46,12 +50,30 @@ def test_a_smaller_limit_gives_the_first_of_a_larger_one(make_rows: Callable[...
         assert some.bad_rows == everything.bad_rows[: len(some.bad_rows)]
 
 
+def test_what_tuning_has_read_is_replaced_by_rows_as_long(make_rows: Callable[..., Any], words: Any) -> None:
+    """A quarter of the samples comes from each quarter of the source's lengths, whatever was left out."""
+    lengths = random.Random(3).sample(range(10, 4010), 400)
+    texts = {str(row): f"{row}{'x' * size}" for row, size in enumerate(lengths)}
+    rows = make_rows([{"id": row, "input": text, "gt": "= 1"} for row, text in texts.items()])
+    ends = [sorted(map(len, texts.values()))[100 * part] for part in (1, 2, 3)]
+    quarter_of = {row: bisect_right(ends, len(text)) for row, text in texts.items()}
+    long = [row for row, quarter in quarter_of.items() if quarter == 3]
+    seen = frozenset(document_key(texts[row]) for row in long[10:])
+    for limit, longest in ((24, 6), (80, 10)):  # ten are left of the longest
+        data = draw(rows, LINES, words, replace(request(limit), seen=seen))
+        counts = Counter(quarter_of[sample.sample_id] for sample in data.samples)
+        each = [counts[quarter] for quarter in range(4)]
+        assert (sum(each), each[3]) == (limit, longest)
+        assert min(each[:3]) >= limit // 4
+        assert f"by length: {', '.join(map(str, each))};" in data.source.detail["lengths"], "a lack is told"
+
+
 def test_only_the_rows_that_are_needed_are_read_and_tokenised(make_rows: Callable[..., Any], words: Any) -> None:
     rows = make_rows(records(20_000))
     reads: list[int] = []
     counting = type(rows)(rows.kind, rows.label, rows.size, lambda index: reads.append(index) or rows.record(index))
     data = draw(counting, LINES, words, request(20))
-    assert len(reads) == 20
+    assert len(reads) == LENGTHS_FROM
     assert len(words.encoded) == 40  # a prompt and a reference each
     assert data.source.detail["rows"] == "20000"
     assert data.source.detail["rows_visited"] == "20"
