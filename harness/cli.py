@@ -2,9 +2,10 @@
 
 Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, ``verify`` found a defect, or ``check-plugin`` a
 broken contract; 2 something that was asked for cannot be done (one line says what and the remedy, commands to paste
-follow it), a condition that cannot be judged included; 70 a defect, of the harness or of a plug-in (with its
-traceback), or a run that lacks only a plug-in's scores; 130 interrupted; 141 the reader of stdout went away. A command
-is imported when it is called, and what is heavy inside it, so that ``--help`` and ``list`` are instant.
+follow it), a condition that cannot be judged and a run all of whose samples failed included; 70 a defect, of the
+harness or of a plug-in (with its traceback), or a run that lacks only a plug-in's scores; 130 interrupted; 141 the
+reader of stdout went away. A command is imported when it is called, and what is heavy inside it, so that ``--help`` and
+``list`` are instant.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
 from harness.errors import DEFECT, ConfigError, HarnessError
 from harness.host.files import DEEPEST_PATH
-from harness.registry import plugin_at_fault, summary
+from harness.registry import no_silent_end, plugin_at_fault, summary
 
 SPINS = "3000"
 """Turns of the waiting loop: as fast as the default on a quiet machine, and up to ten times as fast beside others."""
@@ -191,7 +192,8 @@ def main() -> None:
     warnings.formatwarning = lambda *parts, **settings: visible(_formatwarning(*parts, **settings))
     try:
         _check_arguments()
-        code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
+        with no_silent_end():
+            code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         refuse(error.message, error.commands)
         sys.exit(error.exit_code)
@@ -207,10 +209,12 @@ def main() -> None:
             raise
         _end_by_defect(left)
     except OSError as error:
+        if plugin_at_fault(error):
+            _end_by_defect(error)
         where = f" {error.filename}" if error.filename else ""
         refuse(f"cannot use{where}: {error.strerror or error}. Make room, or give a path that can be used.")
         sys.exit(HarnessError.exit_code)
-    except Exception as error:  # a defect keeps its traceback and has a code of its own: 1 says that a condition holds
+    except BaseException as error:  # a defect keeps its traceback and has its own code: 1 says that a condition holds
         _end_by_defect(error)
     sys.exit(code if isinstance(code, int) else 0)
 

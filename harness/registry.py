@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError, is_out_of_memory, reason
 
@@ -121,9 +121,9 @@ class Registry(Generic[T]):
         point = self._point(name)
         which = f"the {self.noun} '{name}' of {_distribution(point)}"
         try:
-            with keeping_folder(f"{which} was imported"):
+            with without_exit(), keeping_folder(f"{which} was imported"):
                 found = point.load()
-        except (Exception, SystemExit) as error:  # the module is anybody's code
+        except Exception as error:  # the module is anybody's code
             if not self.plugin(name) and not isinstance(error, ImportError | AttributeError):
                 raise
             raise RegistryError(
@@ -145,10 +145,11 @@ class Registry(Generic[T]):
     def leaving_out(self, name: str) -> Iterator[None]:
         """Use an entry that nobody asked for: where a plug-in's fails, warn of it, once, and go on without."""
         try:
-            yield
-        except (Exception, SystemExit) as error:  # a plug-in's may raise anything
+            with without_exit():
+                yield
+        except Exception as error:  # a plug-in's may raise anything
             package = self.plugin(name)
-            if not package or is_out_of_memory(error):
+            if not package:
                 raise
             why = reason(error)
             if not isinstance(error, RegistryError):
@@ -191,9 +192,10 @@ def summary(point: EntryPoint) -> str:
     with, its third argument, or by the string literal that follows its assignment.
     """
     try:
-        spec = importlib.util.find_spec(point.module)  # of a module in a package it imports that, anybody's code
+        with without_exit():
+            spec = importlib.util.find_spec(point.module)  # of a module in a package it imports that, anybody's code
         body = ast.parse(Path(spec.origin or "").read_bytes()).body if spec is not None else []
-    except (Exception, SystemExit):
+    except Exception:
         return ""
     for node, behind in zip(body, [*body[1:], None], strict=True):
         texts: list[Any] = []
@@ -260,18 +262,16 @@ REGISTRIES: dict[str, Registry[Any]] = {registry.group.removeprefix("harness."):
 def plugin_at_fault(error: BaseException) -> str:
     """Return whose code raised an error where that is a plug-in's: ``PACKAGE (the strategy 'NAME')``; else nothing.
 
-    Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides.
-    Where that does not say which of several it is, the package is named alone.
+    The outermost code of a plug-in's package decides: what it called, of a library or of this project, failed on what
+    it was given. Where that does not say which of several it is, the package is named alone.
     """
     frames, at = [], error.__traceback__
     while at is not None:
         frames.append(at.tb_frame)
         at = at.tb_next
     points = _plugins()
-    for frame in reversed(frames):
+    for frame in frames:
         package = _top(frame.f_globals.get("__name__"))
-        if package in OWN_PACKAGES:
-            return ""
         if theirs := [pair for pair in points if _top(pair[1].module) == package]:
             made = {type(call.f_locals.get("self")).__name__ for call in frames}
             (noun, point), *others = [pair for pair in theirs if pair[1].attr in made] or theirs
@@ -317,8 +317,41 @@ def keeping_folder(what: str) -> Iterator[None]:
 
 @contextmanager
 def without_exit() -> Iterator[None]:
-    """Run code that may be a plug-in's: an exit of the process is a failure of whoever asked for it."""
+    """Run code that may be a plug-in's: an exit of the process, or whatever else is no ``Exception``, is its failure.
+
+    An interrupt stays one.
+    """
     try:
         yield
-    except SystemExit as left:
-        raise RuntimeError(f"sys.exit({left.code!r}) was called").with_traceback(left.__traceback__) from None
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as left:
+        said = f"sys.exit({left.code!r}) was called" if isinstance(left, SystemExit) else repr(left)
+        raise RuntimeError(said).with_traceback(left.__traceback__) from None
+
+
+@contextmanager
+def no_silent_end() -> Iterator[None]:
+    """Run a command that no plug-in's ``os._exit`` ends: it becomes a ``sys.exit``, in this process.
+
+    Not of code that ends the process past Python, or took the function before: a run without ``summary.json`` is
+    unfinished, whatever its exit code.
+    """
+    leave, process = os._exit, os.getpid()
+
+    def ask(status: int) -> NoReturn:
+        caller = _top(sys._getframe(1).f_globals.get("__name__"))
+        if os.getpid() == process and any(_top(point.module) == caller for _, point in _plugins()):
+            raise SystemExit(status)
+        leave(status)
+
+    os._exit = ask
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, and not in a plug-in, which fails for whatever reason it fails."""
+    return is_out_of_memory(error) and not plugin_at_fault(error)

@@ -42,7 +42,8 @@ from harness.contracts import (
     document_key,
 )  # fmt: skip
 from harness.contracts.models import with_bos
-from harness.errors import DataError, HarnessError, is_out_of_memory, reason
+from harness.errors import DataError, HarnessError, reason
+from harness.registry import ran_out_of_memory
 from tasks.languages import Language
 from tasks.protocols import AnyProtocol, Skipped
 from tasks.rows import GapRow, LineRow, Row, Rows, TraceRow, whole
@@ -209,7 +210,7 @@ def _unless_it_breaks(make: Callable[[], Made], index: int, sample_id: str) -> M
     except HarnessError:  # a refusal is meant for the whole source
         raise
     except Exception as error:  # of third-party code, or of damage that no reader foresees: other rows are sound
-        if is_out_of_memory(error):
+        if ran_out_of_memory(error):
             raise
         return BadRow(sample_id, f"row {index + 1}: cannot be used ({reason(error)})")
 

@@ -40,6 +40,13 @@ NO_DEFECT_OF_OURS = "this is a defect of outside-odd (the strategy 'odd'), not o
     ("body", "code", "said"),
     [
         ("import sys; sys.exit(0)", 70, NO_DEFECT_OF_OURS),
+        ("import os; os._exit(0)", 70, NO_DEFECT_OF_OURS),
+        ("raise GeneratorExit", 70, NO_DEFECT_OF_OURS),
+        ("raise type('Odd', (BaseException,), {})", 70, NO_DEFECT_OF_OURS),
+        ("raise MemoryError", 70, NO_DEFECT_OF_OURS),
+        ("open('/nowhere/at/all')", 70, NO_DEFECT_OF_OURS),
+        ("return view.no_such_attribute", 70, NO_DEFECT_OF_OURS),
+        ("return view.best_tokens('many')", 70, NO_DEFECT_OF_OURS),
         ("return self.should_exit(view)", 70, NO_DEFECT_OF_OURS),
         ("return torch.zeros(1, dtype=torch.bool, device='meta')", 2, "Outside.should_exit of outside-odd returned a "),
         ("view.answer_with(view.top_token, view.top_token)", 2, "of outside-odd: view.answer_with was given a "),
@@ -55,6 +62,32 @@ def test_what_a_strategy_does_wrong_is_named_and_never_success(
     ran = tiny_run("--strategy", "odd")
     assert ran.code == code, ran.err
     assert said in ran.err.splitlines()[-1]
+
+
+def test_a_forked_process_of_a_plug_in_may_end_as_it_likes(plug_in: PlugIn, tiny_run: Command, tmp_path: Path) -> None:
+    body = """
+        import os
+        if not (child := os.fork()):
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        return view.rows < 0"""
+    plug_in("odd", strategy(body))
+    ran = tiny_run("--strategy", "odd", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert len(samples_of(tmp_path / "out")) == 6
+
+
+def test_what_a_plug_in_prints_is_no_result(plug_in: PlugIn, tiny_run: Command, cli: Command) -> None:
+    plug_in("odd", "print('at import')\n" + strategy("print('when asked')\n        return view.rows < 0"))
+    ran = tiny_run("--strategy", "odd", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["rows"]
+    assert "at import" in ran.err
+    assert "when asked" in ran.err
+    for asked in (("--version",), ("run", "--help"), ("list", "strategies")):
+        said = cli(*asked)
+        assert said.out
+        assert not said.err
 
 
 STOP_EXITS = """
@@ -134,6 +167,42 @@ def test_another_working_folder_sends_no_records_elsewhere(
     assert len(samples_of(tmp_path / "out")) == 6
     assert (tmp_path / "out" / "summary.json").exists()
     assert "the working folder was changed to / while " in caplog.text
+
+
+# --------------------------------------------------------------- rows that lost their samples
+
+
+def test_a_row_without_samples_is_named_with_the_reason(
+    plug_in: PlugIn, tiny_run: Command, cli: Command, tmp_path: Path
+) -> None:
+    body = "if view.rows.numel(): raise ModelError('the oven is cold')"
+    plug_in("odd", "from harness.errors import ModelError\n" + strategy(body))
+    ran = tiny_run("--strategy", "odd", "--strategy", "fixed:layer=4", "--out", "out")
+    assert ran.code == 0, ran.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(row["n"], row["errors"]) for row in summary["rows"]] == [(3, 0), (0, 3), (3, 0)]
+    (note,) = [note for note in summary["notes"] if " lost " in note]
+    assert note == "odd on py150 lost 3 of 3 samples, the first with: the oven is cold."
+    assert " ".join(note.split()) in " ".join(cli("report", "out").out.split())
+
+
+def test_a_run_that_measured_nothing_does_not_end_with_success(
+    plug_in: PlugIn, tiny_run: Command, tmp_path: Path
+) -> None:
+    source = """
+        from tasks.py150 import Py150
+        class Outside(Py150):
+            name = "odd"
+            def stop_rule(self, protocol, tokenizer):
+                return lambda token_ids: 1 / 0
+        """
+    plug_in("odd", source, TASKS)
+    ran = tiny_run("--task", "odd", "--out", "out")
+    assert ran.code == 2
+    assert "failed on every sample" in ran.err.splitlines()[-1]
+    assert {sample["error"] for sample in samples_of(tmp_path / "out")} == {
+        "cannot say whether it has ended: ZeroDivisionError: division by zero."
+    }
 
 
 # --------------------------------------------------------------- what nobody asked for

@@ -6,9 +6,10 @@ import logging
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.appearance.visible_text import escape_json, json_text, one_line, visible
 
@@ -21,11 +22,25 @@ LISTED = 20
 """Refusals that are printed one by one."""
 
 
+_results: list[TextIO] = []
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Keep standard output for results: what anybody else prints, a plug-in say, goes to standard error."""
+    _results.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.pop()
+
+
 def stdout() -> Console:
     """Return the console of results."""
     from harness.appearance.terminal import Console
 
-    return Console()
+    return Console(file=_results[-1] if _results else None)
 
 
 def stderr() -> Console:
@@ -49,7 +64,7 @@ def note(text: str) -> None:
 
 def write(text: str, end: str = "\n") -> None:
     """Print a document to stdout, its lines as wide as they are."""
-    print(visible(text), end=end)
+    print(visible(text), end=end, file=_results[-1] if _results else None)
 
 
 def write_json(document: object, **how: Any) -> None:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from harness.appearance.terminal import paragraphs
-from harness.commands.console import stdout
+from harness.commands.console import results_alone, stdout
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ class PlainCommand(TyperCommand):
                 raise ConfigError(f"{named} is empty. Name a file or folder; . is this one.")
         return rest
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        with results_alone():
+            return super().invoke(ctx)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
         write_help(self, ctx, {}, {})
@@ -144,7 +149,9 @@ class LazyGroup(TyperGroup):
         """Load the command that is called."""
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and name in self.names():
-            command = as_command(name, self.load(name), self.example(name))
+            with results_alone():
+                loaded = self.load(name)
+            command = as_command(name, loaded, self.example(name))
         return name, command, rest
 
 

@@ -22,7 +22,7 @@ from harness.commands.console import (
 from harness.commands.options import AsJson, configured_by, named_by_flag, run_settings
 from harness.config import RunConfig
 from harness.config.run import OUTPUT
-from harness.errors import DEFECT, ConfigError
+from harness.errors import DEFECT, ConfigError, HarnessError
 
 HOLDS, UNKNOWN = 1, 2
 """Exit codes of ``compare``: a condition holds; one cannot be judged."""
@@ -94,6 +94,8 @@ def run(
         )
     if result.summary.score_failures:
         raise typer.Exit(DEFECT)
+    if not any(row.n for row in result.summary.rows):
+        raise HarnessError(f"nothing was measured, since every sample failed: {result.summary.notes[0]}")
 
 
 def compare(

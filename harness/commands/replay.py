@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +148,6 @@ def sweep(options: SweepOptions, as_json: AsJson = False) -> None:
         write_json(found.model_dump_json(indent=2))
     else:
         print_tables(sweep_tables(found, keep=options.keep, calibration=scores))
-    sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))
     judged = "" if scores is None else f", scores judged in {scores.seconds:.1f} s"
     written = "" if options.out is None else f" sweep.json, sweep.csv and calibration.json are in --out{judged}."

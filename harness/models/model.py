@@ -24,7 +24,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import KEPT, choose
 from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
-from harness.errors import OutOfMemoryError, is_out_of_memory
+from harness.errors import OutOfMemoryError
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into
 from harness.models.configuration import Shape, read_config, read_shape
@@ -46,6 +46,7 @@ from harness.models.weights import (
     random_weights,
     read_weights,
 )
+from harness.registry import ran_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class ResolvedModel:
         try:
             return self._load(device, note, formats)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not ran_out_of_memory(error):
                 raise
             several = len(formats) > 1
             raise OutOfMemoryError(

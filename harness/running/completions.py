@@ -36,8 +36,9 @@ from harness.contracts.stops import spelled_behind, spelled_prompt
 from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.generation import Generation
 from harness.decoding.teacher_forcing import TeacherForcing
-from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
+from harness.errors import HarnessError, ModelError, reason
 from harness.records import AnswerRecord, SampleRecord, WindowRecord, Work
+from harness.registry import ran_out_of_memory
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask, shared_fields
 from harness.running.scoring import score_sample
@@ -245,7 +246,7 @@ class BlackBoxRunner(Runner):
         except HarnessError as error:
             return str(error)
         except Exception as error:  # a stop rule's, or a plug-in's
-            if is_out_of_memory(error):
+            if ran_out_of_memory(error):
                 raise
             return f"the answer cannot be read: {reason(error)}."
 
@@ -328,7 +329,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     except HarnessError:  # a refusal is meant for the whole run
         raise
     except Exception as error:  # the tokenizer's, a protocol's, over this one completion
-        if is_out_of_memory(error):
+        if ran_out_of_memory(error):
             raise
         return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)

@@ -46,7 +46,7 @@ from harness.records import (
     WindowRecord,
 )
 from harness.records.summary import Summary
-from harness.registry import WEIGHTS_FORMATS, keeping_folder, without_exit
+from harness.registry import WEIGHTS_FORMATS, keeping_folder, no_silent_end, without_exit
 from harness.running.plan import Draw, Plan, shared_fields
 from harness.running.reading import read_run
 from harness.running.repeats import Reporter, run_repeat
@@ -297,7 +297,7 @@ def _main(directory: str, repeat: str, lock: str | None = None) -> None:
         with RunDirectory.read(Path(directory)) as store:
             config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
         held = None if lock is None else int(lock)
-        with without_exit():
+        with without_exit(), no_silent_end():
             _measure(config, Path(directory), int(repeat), reporter, KeptModel(), lock=held).close()
     except HarnessError as error:
         reporter.tell({"error": str(error)})

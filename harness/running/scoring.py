@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from harness.contracts import Completion, Score
 from harness.contracts.scores import registered_scores
-from harness.errors import is_out_of_memory, reason
-from harness.registry import SCORES
+from harness.errors import reason
+from harness.registry import SCORES, without_exit
 from reports.summary.measured import Corpus
 
 Scores = dict[str, float | None]
@@ -23,9 +23,10 @@ def score_sample(completion: Completion, only: Collection[str] | None = None) ->
         if only is not None and name not in only:
             continue
         try:
-            if score.scores_samples and score.judges(completion):
-                found[name] = None if score.unavailable() else _defined(score, score.sample(completion))
-        except (Exception, SystemExit) as error:
+            with without_exit():
+                if score.scores_samples and score.judges(completion):
+                    found[name] = None if score.unavailable() else _defined(score, score.sample(completion))
+        except Exception as error:
             if not (wrong := _wrong(name, error)):
                 raise
             found[name] = wrong
@@ -83,9 +84,10 @@ def score_corpus(corpus: Corpus) -> Found:
     found: Found = {}
     for name, score in _scores(corpus.language).items():
         try:
-            if score.scores_corpora:
-                found[name] = None if score.unavailable() else _defined(score, score.corpus(pairs, corpus.language))
-        except (Exception, SystemExit) as error:
+            with without_exit():
+                if score.scores_corpora:
+                    found[name] = None if score.unavailable() else _defined(score, score.corpus(pairs, corpus.language))
+        except Exception as error:
             if not (wrong := _wrong(name, error)):
                 raise
             found[name] = wrong
@@ -93,11 +95,9 @@ def score_corpus(corpus: Corpus) -> Found:
 
 
 def _wrong(name: str, error: BaseException) -> str:
-    """Return what is wrong with a plug-in's score that raised; nothing for our own, or a lack of memory."""
+    """Return what is wrong with a plug-in's score that raised; nothing for our own."""
     package = SCORES.plugin(name)
-    if not package or is_out_of_memory(error):
-        return ""
-    return f"the score '{name}' of {package} fails: {reason(error)}"
+    return f"the score '{name}' of {package} fails: {reason(error)}" if package else ""
 
 
 def _defined(score: Score, value: float | None) -> float | None:

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from harness.appearance.visible_text import shell_word
 from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
-from harness.errors import MeterError, OutOfMemoryError, is_out_of_memory
+from harness.errors import MeterError, OutOfMemoryError
 from harness.metering import CONTAMINATED, ObservedWindow, Surroundings, observed
 from harness.metering.contamination import default_idle_s, rest
 from harness.metering.counters import WARMUP_PASSES, settled
 from harness.records import WindowRecord
-from harness.registry import keeping_folder
+from harness.registry import keeping_folder, ran_out_of_memory
 from harness.running.completions import Made, Outcome, OwnText, bad_record, runners, sample_record, tokens_of
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask, shared_fields
@@ -164,7 +164,7 @@ class Session:
                     passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
                 records.extend(passes)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not ran_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 f"out of memory while warming up with a batch of {self._config.batch_size}; nothing was measured "
@@ -249,7 +249,7 @@ class Session:
                 window, outcomes = self._window(store.next_window, cell)
             return window, outcomes if own_text is None else [own_text.of(point, outcome) for outcome in outcomes]
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not ran_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 f"out of memory in {cell.task.record.name}, block {cell.block}, {point.name} (batch size "

@@ -18,11 +18,12 @@ from harness.contracts.meters import is_measured
 from harness.contracts.models import with_bos
 from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
-from harness.errors import ConfigError, HarnessError, is_out_of_memory, reason
+from harness.errors import ConfigError, HarnessError, reason
 from harness.host.libraries import resolve_device
 from harness.metering import open_meter
 from harness.models.fill_in_the_middle import encode_inside, fill_in_the_middle
 from harness.models.model import resolve
+from harness.registry import ran_out_of_memory
 from harness.serving.completions import DrainingError, InvalidRequestError, Job, LoadingError, Prompt
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.exit_settings import Settings
@@ -255,7 +256,7 @@ class Service:
             if not isinstance(error, HarnessError):
                 logger.exception("the engine stopped")
             self.failure = one_line(str(error)) or type(error).__name__
-            if is_out_of_memory(error):
+            if ran_out_of_memory(error):
                 self.failure = (
                     f"out of memory loading {self.model_name}. Use --dtype bfloat16, a smaller --batch-size or "
                     "--max-prompt-tokens."

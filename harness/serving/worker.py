@@ -24,8 +24,9 @@ from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation, Token, Transcript
 from harness.decoding.idle import IdleWork
 from harness.decoding.loop import OpenBatch
-from harness.errors import is_out_of_memory, reason
+from harness.errors import reason
 from harness.records import Work
+from harness.registry import ran_out_of_memory
 from harness.serving.completions import (
     DrainingError,
     Ending,
@@ -441,10 +442,10 @@ class Worker:
         """Any exception fails those of these requests that have not ended."""
         try:
             yield
-        except (Exception, SystemExit) as error:  # the engine's, a plug-in's, a tokenizer's: the thread must survive it
+        except BaseException as error:  # the engine's, a plug-in's, a tokenizer's: the thread must survive it
             logger.exception("decoding failed")
             said = reason(error)
-            if is_out_of_memory(error):
+            if ran_out_of_memory(error):
                 said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"
             for ticket in tickets:
                 if ticket.row is not None and self._batch is not None:

@@ -58,6 +58,7 @@ def notes(
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_the_whole(manifest, cells),
+        *_about_lost_samples(cells),
         *_about_windows(everything, windows),
         *_about_sample_size(cells, rows),
         *_about_exactness(cells),
@@ -110,6 +111,19 @@ def _about_the_whole(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[
         yield f"{layers} (--device-map): times and energy are of these places, and not of one device."
     if graphs := graphs_of(manifest):
         yield f"CUDA graphs: {graphs} (--graphs), not segments, which is the default: times and energy are of that."
+
+
+def _about_lost_samples(cells: Sequence[Measured]) -> Iterator[str]:
+    """Name the operating points that lost samples, and why; a row of the data that was no prompt is none of them."""
+    lost: dict[tuple[str, int, int, str], list[str]] = {}
+    for cell in cells:
+        first = next((str(sample.error) for sample in cell.failed.values() if sample.prompt_ids), None)
+        if first is not None:
+            count = len(cell.broken.union(sample_id for sample_id, _ in cell.samples))
+            key = cell.task.name, len(cell.broken), count, first.rstrip(".")
+            lost.setdefault(key, []).append(cell.point.name)
+    for (task, broken, count, first), names in lost.items():
+        yield f"{', '.join(names)} on {task} lost {broken} of {count} samples, the first with: {first}."
 
 
 def _about_exactness(cells: Sequence[Measured]) -> Iterator[str]:

@@ -69,6 +69,20 @@ BROKEN: list[tuple[Any, str, str]] = [
         "oven",
     ),
     (
+        None,
+        """
+        import os
+
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            "End the process, and nobody the wiser."
+
+            def should_exit(self, view):
+                os._exit(0)
+        """,
+        "sys.exit(0) was called",
+    ),
+    (
         KV_POLICIES,
         """
         from harness.contracts import KVFacts, KVPolicy
