@@ -18,7 +18,8 @@ from harness.registry import is_plugin, package_of, without_exit
 
 V = TypeVar("V", bound=ExitView)
 
-_is_plugin: Callable[[type], bool] = cache(is_plugin)
+is_foreign: Callable[[type], bool] = cache(is_plugin)
+"""Whether a class is of another project's code."""
 
 
 def ask_rule(rule: ExitRule, view: ExitView) -> Tensor:
@@ -28,7 +29,7 @@ def ask_rule(rule: ExitRule, view: ExitView) -> Tensor:
         RuntimeError: it asked for an exit of the process.
         OptionError: it gave the view what that cannot take.
     """
-    if not _is_plugin(type(rule)):
+    if not is_foreign(type(rule)):
         return rule.should_exit(view)
     try:
         with without_exit():
@@ -40,7 +41,7 @@ def ask_rule(rule: ExitRule, view: ExitView) -> Tensor:
 
 def lent(rule: Any, view: V) -> V:
     """Return what a rule may see of a view: the view, or copies of what it holds if the rule is a plug-in's."""
-    return cast("V", _Lent(view)) if _is_plugin(type(rule)) else view
+    return cast("V", _Lent(view)) if is_foreign(type(rule)) else view
 
 
 class _Lent:

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Draft:
-    """One row and its tokens that wait to be verified. To be read, not changed."""
+    """One row and its tokens that wait to be verified.
+
+    A plug-in's rule is lent tuples, of what there is when it is asked: ask anew rather than keep one.
+    """
 
     row: int  # row of the batch
     prompt: Sequence[int]  # tokens of its prompt
     token_ids: Sequence[int]  # its verified tokens, at least one
-    tokens: list[int] = field(default_factory=list)  # its draft: what follows them unless full depth disagrees
+    tokens: Sequence[int] = field(default_factory=list)  # its draft: what follows them unless full depth disagrees
     # decoder layers that ran before each of those was drafted; 0 where a source proposed it
-    layers: list[int] = field(default_factory=list)
+    layers: Sequence[int] = field(default_factory=list)
     # of each token that layers drafted, under the head that chose it; empty unless a rule needs them. What a source
     # proposed has none and comes last
-    probabilities: list[float] = field(default_factory=list)
+    probabilities: Sequence[float] = field(default_factory=list)
     beside: int = 0  # tokens of other rows that the row's next pass takes along, as far as is known when it begins
 
 
@@ -73,6 +76,7 @@ class DraftRule:
     def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         """Return tokens to go on with, ``max_tokens`` (at least 1) at most, none to let the strategy draft.
 
+        A list or a tuple: a generator, a tensor or ``None`` is refused, and what is more than ``max_tokens`` is cut.
         Asked before each token of a row that is not about to be verified. What is proposed is verified at once.
         """
         return ()

@@ -10,13 +10,20 @@ has no state to wait with: verification reads it as if it had been proposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import TypeVar
 
-from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
+from harness.contracts import LM_HEAD, Batch, Draft, DraftRule, DraftSource, DraftView, HeadChoice, ModelInfo
+from harness.contracts.asking import is_foreign, lent
 from harness.decoding.generation import Generation
+from harness.decoding.view import described
 from harness.errors import OptionError
 from harness.records.work import Discarded, DraftWork
+from harness.registry import package_of, without_exit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,9 @@ class Drafting:
     ) -> None:  # fmt: skip
         self._made, self._limit, self._vocab_size, self._ends = made, limit, vocab_size, ends
         self._draft_max, self._rules, self.head = settings.draft_max, settings.rules, settings.head
-        self._draft = Draft(row, prompt, made.token_ids, made.draft)
+        self._layers: list[int] = []  # after which each token of the draft was drafted
+        self._probabilities: list[float] = []
+        self._draft = Draft(row, tuple(prompt), made.token_ids, made.draft, self._layers, self._probabilities)
         self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
         self._done = DraftWork.so_far(made)
         self.needs_probabilities = any(rule.needs_probabilities for rule in settings.rules)
@@ -70,7 +79,7 @@ class Drafting:
     def layers(self) -> tuple[int, ...]:
         """Return the layers that alone draft the next token; none where the strategy's exits do, or nothing does."""
         named = () if self.due else (rule.drafting_layers(self._draft) for rule in self._rules)
-        return next((tuple(layers) for layers in named if len(layers)), ())
+        return next((tuple(layers) for layers in named if layers), ())
 
     def _proposed(self) -> Sequence[int]:
         draft, made = self._draft, self._made
@@ -83,7 +92,7 @@ class Drafting:
             if not proposed:
                 continue
             made.draft += proposed
-            draft.layers += [0] * len(proposed)
+            self._layers += [0] * len(proposed)
             made.drafts += len(proposed)
             self.due = True
             return proposed
@@ -96,9 +105,9 @@ class Drafting:
         """
         made = self._made
         made.draft.append(token)
-        self._draft.layers.append(layer)
+        self._layers.append(layer)
         if probability is not None:
-            self._draft.probabilities.append(probability)
+            self._probabilities.append(probability)
         made.drafts += 1
         now = DraftWork.so_far(made)
         self._work.append(now - self._done + DraftWork(passes=1))
@@ -116,11 +125,11 @@ class Drafting:
 
     def drafted_at(self, place: int) -> int | None:
         """Return the layer after which the draft's token at a place was drafted; ``None`` behind its end."""
-        return self._draft.layers[place] if place < len(self._draft.layers) else None
+        return self._layers[place] if place < len(self._layers) else None
 
     def goes_on(self, place: int) -> bool:
         """Return whether the draft's token at a place is known not to end the completion."""
-        return not (self.ended and place == len(self._draft.layers) - 1)
+        return not (self.ended and place == len(self._layers) - 1)
 
     def close(self, accepted: int) -> None:
         """Forget the draft, of which so many tokens stand."""
@@ -133,10 +142,10 @@ class Drafting:
         self._done = DraftWork.so_far(made)
         if accepted < len(made.draft):
             place = len(made.token_ids) - (not made.accepted[-1])
-            made.discarded.append(Discarded(place, tuple(made.draft[accepted:]), tuple(self._draft.layers[accepted:])))
+            made.discarded.append(Discarded(place, tuple(made.draft[accepted:]), tuple(self._layers[accepted:])))
         made.draft.clear()
-        self._draft.layers.clear()
-        self._draft.probabilities.clear()
+        self._layers.clear()
+        self._probabilities.clear()
         self._unread, self.due, self.ended = 0, False, False
 
 
@@ -146,7 +155,100 @@ def proposal(rule: DraftRule, draft: Draft, limit: int, vocab_size: int) -> list
     Raises:
         OptionError: one of them is outside the vocabulary.
     """
-    proposed = list(rule.propose(draft, limit))[:limit]
+    proposed = list(rule.propose(draft, limit)[:limit])
     if not all(0 <= token < vocab_size for token in proposed):
-        raise OptionError(f"{type(rule).__name__} proposed {proposed}: let it propose ids from 0 to {vocab_size - 1}.")
+        raise OptionError(f"{named(rule)} proposed {proposed}: let it propose ids from 0 to {vocab_size - 1}.")
     return proposed
+
+
+def draft_rules(
+    sources: Iterable[DraftSource], model: ModelInfo, batch: Batch, own: object = None
+) -> tuple[DraftRule, ...]:
+    """Return what decides about the drafts of a batch: its sources, and a strategy's own rule where that does, too.
+
+    A plug-in's is lent drafts that cannot be written, and its answers are checked.
+
+    Raises:
+        OptionError: a source starts no draft rule.
+    """
+    rules = []
+    for source in sources:
+        rule = source.start(model, batch)
+        if not isinstance(rule, DraftRule):
+            raise OptionError(
+                f"{named(source, '.start')} returned {described(rule)}; return a harness.contracts.DraftRule."
+            )
+        rules.append(rule)
+    rules += [own] if isinstance(own, DraftRule) else []
+    return tuple(_Foreign(rule, model.num_layers) if is_foreign(type(rule)) else rule for rule in rules)
+
+
+def named(rule: object, method: str = "") -> str:
+    """Return the class of a rule, or of a source of rules, with a method of it and a plug-in's package."""
+    kind = type(rule.of if isinstance(rule, _Foreign) else rule)
+    package = package_of(kind)
+    return f"{kind.__name__}{method}{f' of {package}' if package else ''}"
+
+
+class _Foreign(DraftRule):
+    """A plug-in's draft rule."""
+
+    def __init__(self, rule: DraftRule, num_layers: int) -> None:
+        self.of, self._num_layers = rule, num_layers
+        self.needs_probabilities = rule.needs_probabilities  # type: ignore[misc]  # a rule's own, not this class's
+        self.knows_drafts_alone = rule.knows_drafts_alone  # type: ignore[misc]
+
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        with without_exit():
+            return self._read("propose", self.of.propose(_unwritable(draft), max_tokens), _whole_numbers)[:max_tokens]
+
+    def drafting_layers(self, draft: Draft) -> Sequence[int]:
+        with without_exit():
+            layers = self._read("drafting_layers", self.of.drafting_layers(_unwritable(draft)), _whole_numbers)
+        if layers != sorted(set(layers) & set(range(self._num_layers))):
+            raise OptionError(
+                f"{named(self)} named the layers {layers}; name some of 0 to {self._num_layers - 1}, ascending."
+            )
+        return layers
+
+    def verify_now(self, draft: Draft) -> bool:
+        with without_exit():
+            return self._read("verify_now", self.of.verify_now(_unwritable(draft)), bool)
+
+    def watched(self, draft: Draft) -> Sequence[int]:
+        with without_exit():
+            layers = self._read("watched", self.of.watched(_unwritable(draft)), _whole_numbers)
+        for layer in layers:
+            if not 0 < layer <= self._num_layers:
+                raise OptionError(f"{named(self)} watches layer {layer}; the model has {self._num_layers}.")
+        return layers
+
+    def watch(self, view: DraftView) -> None:
+        with without_exit():
+            self.of.watch(lent(self.of, view))
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        with without_exit():
+            self.of.verified(_unwritable(draft), accepted)
+
+    def _read(self, method: str, answer: object, as_: Callable[[object], T]) -> T:
+        try:
+            return as_(answer)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wanted = "true or false" if as_ is bool else "a list or a tuple of whole numbers"
+            raise OptionError(f"{named(self, f'.{method}')} returned {described(answer)}; return {wanted}.") from error
+
+
+def _unwritable(draft: Draft) -> Draft:
+    """Return a draft to lend: what is written into it changes nothing, and its tokens cannot be."""
+    return Draft(
+        draft.row, draft.prompt, tuple(draft.token_ids), tuple(draft.tokens), tuple(draft.layers),
+        tuple(draft.probabilities), draft.beside,
+    )  # fmt: skip
+
+
+def _whole_numbers(answer: object) -> list[int]:
+    """Return the numbers of a sequence; a generator is none, and may have no end."""
+    if not isinstance(answer, Sequence):
+        raise TypeError
+    return [index(number) for number in answer]

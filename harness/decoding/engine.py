@@ -20,7 +20,6 @@ from harness.config.decode import check_defers
 from harness.contracts import (
     LM_HEAD,
     Batch,
-    DraftRule,
     ExitRule,
     HeadChoice,
     Keep,
@@ -38,7 +37,7 @@ from harness.contracts import (
 from harness.decoding.backbone import Backbone, KVFiller
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.drafting import DraftSettings
+from harness.decoding.drafting import DraftSettings, draft_rules
 from harness.decoding.exits import AskedExits, Exits, RowExits, ScheduledExits
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import Recorder, StaticCaches, recorder_for
@@ -184,11 +183,8 @@ class Engine:
         if lossless is None:
             return None
         check_defers(kv)
-        info = self.facts(strategy, lossless)
-        rules = [source.start(info, batch) for source in lossless.sources]
-        return DraftSettings(
-            lossless.draft_max, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head
-        )
+        rules = draft_rules(lossless.sources, self.facts(strategy, lossless), batch, rule)
+        return DraftSettings(lossless.draft_max, rules, lossless.head)
 
     def replay(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, PlannedRule, StateTest, Strategy
-from harness.contracts.asking import ask_rule, lent
+from harness.contracts.asking import ask_rule
 from harness.contracts.strategies import plan_of, state_test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.generation import Generation
@@ -51,7 +51,7 @@ def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int 
 
     ``None``: it passes them all.
     """
-    planned = plan.planned_layer([*row.token_ids, *row.draft] if row.draft else row.token_ids)
+    planned = plan.planned_layer((*row.token_ids, *row.draft))
     index = len(points) if planned is None else bisect_left(points, planned)
     row.exit_checks += min(index + 1, len(points))
     return points[index] if index < len(points) else None
@@ -307,7 +307,7 @@ class _Guarded(DraftRule):
         return self._unless_failed(draft.row, lambda: self._rule.watched(draft), ())
 
     def watch(self, view: DraftView) -> None:
-        self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(lent(self._rule, view)), None)
+        self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(view), None)
 
     def verified(self, draft: Draft, accepted: int) -> None:
         self._unless_failed(draft.row, lambda: self._rule.verified(draft, accepted), None)
@@ -316,8 +316,7 @@ class _Guarded(DraftRule):
         if row in self._failures:
             return otherwise
         try:
-            with without_exit():
-                return ask()
+            return ask()
         except Exception as error:  # a rule may be third-party code, and a failure must not reach the other rows
             self._failures[row] = error
             return otherwise

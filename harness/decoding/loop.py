@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from harness.contracts import DraftRule, Keep, KVPolicy, Leaving, ModelInfo, NamedStop, PromptRule, StopRule
-from harness.contracts.asking import lent
 from harness.decoding.backbone import Backbone, pick
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KeptPrompts, KVCache
@@ -39,7 +38,8 @@ from harness.decoding.prompt_exits import PromptMaps, ShallowPrompt, deepen, rea
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
 from harness.decoding.step import Pass, PrefixPass, RowSelection, TokenPass
 from harness.decoding.view import LayerView
-from harness.errors import ModelError, OptionError, is_out_of_memory, reason
+from harness.errors import ModelError, reason
+from harness.registry import ran_out_of_memory
 
 if TYPE_CHECKING:
     from harness.decoding.kernels.layers import Asking
@@ -147,7 +147,7 @@ class OpenBatch:
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
         """
-        begun = None
+        prompt, begun = tuple(prompt), None  # rules may be third-party code, and are lent it
         if prompt_rule is not None:
             begun = ShallowPrompt.begun(prompt_rule, prompt, self._info, self._backbone.like)
         reused = self._reuse(row, prompt, owner, begun)
@@ -471,10 +471,6 @@ class OpenBatch:
         for row in sorted(due):
             for rule, layers in self._drafting[row].watched():
                 for layer in layers:
-                    if not 0 < layer <= self._backbone.num_layers:
-                        raise OptionError(
-                            f"{type(rule).__name__} watches layer {layer}; the model has {self._backbone.num_layers}."
-                        )
                     if layer == self._backbone.num_layers:
                         continue  # where drafts are verified
                     found.setdefault(layer, {}).setdefault(id(rule), (rule, []))[1].append(row)
@@ -485,7 +481,7 @@ class OpenBatch:
         assert isinstance(current, TokenPass)
         selected = current.select(rows)
         if selected.rows:
-            rule.watch(lent(rule, LayerView(self._backbone, selected, self._generations, self._heads)))
+            rule.watch(LayerView(self._backbone, selected, self._generations, self._heads))
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
         """Let some rows of a view leave with their tokens, or with drafts where they decode losslessly."""
@@ -510,10 +506,6 @@ class OpenBatch:
 
     def _draft_through(self, layers: tuple[int, ...], fresh: Mapping[int, tuple[list[int], int]]) -> None:
         """Draft a token of some rows by layers that their rules named; nothing joins it, and nothing waits of it."""
-        if list(layers) != sorted(set(layers) & set(range(self._backbone.num_layers))):
-            raise OptionError(
-                f"a draft rule named the layers {layers}; name some of 0 to {self._backbone.num_layers - 1}, ascending."
-            )
         assert self._cache is not None
         assert self._policy is not None
         rows, drafting = list(fresh), [self._drafting[row] for row in fresh]
@@ -547,7 +539,7 @@ class OpenBatch:
         try:
             return _ending([*self._generations[row].token_ids, *drafted], self._rows[row], drafted=True) is not None
         except Exception as error:  # asked again when the token is verified
-            if is_out_of_memory(error):
+            if ran_out_of_memory(error):
                 raise
             return True
 
@@ -580,7 +572,7 @@ class OpenBatch:
                         states[slots[at] : slots[at] + count], current,
                     )  # fmt: skip
                     view = LayerView(self._backbone, places, self._generations, self._heads)
-                    rule.watch(lent(rule, view.knowing(logits[here])))
+                    rule.watch(view.knowing(logits[here]))
             seen = states[slots[at] : slots[at] + count] if self._rows[row].reads_states else None
             made = self._accept(row, found[at : at + count], seen)
             if probabilities is not None:
@@ -666,7 +658,7 @@ class OpenBatch:
             if ending is not None:
                 one.finish_reason, one.stopped_by = ending
         except Exception as error:  # a protocol's or the tokenizer's: other rows are decoding
-            if is_out_of_memory(error):
+            if ran_out_of_memory(error):
                 raise
             one.failure = ModelError(f"cannot say whether it has ended: {reason(error)}.")
 
@@ -704,6 +696,7 @@ def _ending(token_ids: Sequence[int], facts: _Row, *, drafted: bool = False) -> 
     """
     if token_ids[-1] in facts.eos:
         return "eos", ""
+    token_ids = tuple(token_ids)  # a rule may be third-party code, and is lent nothing that it could write
     if facts.stop is not None and facts.stop(token_ids):
         return "stop", ""
     if facts.rule is not None and not (drafted and facts.reads_states) and facts.rule.rule.over(token_ids):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, DraftRule, HeadChoice, KVFacts, ModelInfo, UnitCosts
-from harness.decoding.drafting import Drafting, DraftSettings
+from harness.decoding.drafting import Drafting, DraftSettings, draft_rules
 from harness.decoding.generation import Generation
 from harness.errors import ArtefactError, ConfigError
 from harness.records import DraftWork, Work
@@ -231,13 +231,11 @@ def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) ->
         raise ConfigError(f"{point.name} cannot be replayed: {why}. {remedy}")
 
 
-def _rules(point: OperatingPoint, model: ModelInfo) -> list[DraftRule]:
+def _rules(point: OperatingPoint, model: ModelInfo) -> tuple[DraftRule, ...]:
     """Return what decides about the drafts of one row: its sources, and the strategy where it does, too."""
     assert point.lossless is not None
     batch = Batch((0,), "cpu")
-    own = point.strategy.start(model, batch)
-    rules = [source.start(model, batch) for source in point.lossless.sources]
-    return [*rules, *([own] if isinstance(own, DraftRule) else [])]
+    return draft_rules(point.lossless.sources, model, batch, point.strategy.start(model, batch))
 
 
 def draft_columns(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> dict[str, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,13 +16,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, Draft, DraftRule, DraftView, Lossless, ModelInfo, Strategy, UnitCosts
+from harness.contracts import (
+    Batch,
+    Draft,
+    DraftRule,
+    DraftView,
+    Lossless,
+    ModelInfo,
+    NamedStop,
+    PlannedRule,
+    RowStop,
+    Strategy,
+    UnitCosts,
+)
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.drafts.lookup import Lookup
 from harness.decoding.drafts.product import Product
 from harness.decoding.drafts.recycling import Recycling
 from harness.decoding.generation import Generation
 from harness.errors import OptionError
+from harness.registry import DRAFTS
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
@@ -179,7 +194,7 @@ def test_what_a_source_proposes_has_no_probability(llama: Any, prompts: list[lis
     both = [draft for draft in rule.drafts if 0 in draft.layers]
     assert both
     for draft in both:
-        assert draft.layers == [5, 5, 0, 0]
+        assert draft.layers == (5, 5, 0, 0)
         assert len(draft.probabilities) == 2
 
 
@@ -192,7 +207,7 @@ def test_layerskip_drafts_as_many_tokens_as_it_says_and_a_run_allows(
     there = 1  # prefill's
     for draft in rule.drafts:
         assert len(draft.tokens) == min(length, most, NEW - there)
-        assert draft.probabilities == []  # no rule needs them
+        assert not draft.probabilities  # no rule needs them
         there = len(draft.token_ids)
     assert made.drafts == sum(drafted for drafted, _ in rule.lengths)
     assert {at for at in made.drafted_at if at is not None} == {4}
@@ -287,7 +302,7 @@ def test_watching_changes_nothing_and_costs_no_layer(llama: Any, prompts: list[l
 
         def verified(self, draft: Draft, accepted: int) -> None:
             said = [token for _, token in self.seen]
-            assert said[:accepted] == draft.tokens[:accepted], (
+            assert tuple(said[:accepted]) == draft.tokens[:accepted], (
                 "the last layer's tokens are what drafts are held against"
             )
             assert len(said) >= accepted
@@ -308,6 +323,110 @@ def test_what_cannot_be_watched_is_refused(llama: Any, prompts: list[list[int]])
             decoded(llama, prompts[:1], Fixed(2), Watching(layers=(layer,)))
     with pytest.raises(OptionError, match="cannot look ahead"):
         decoded(llama, prompts[:1], Fixed(2), Peeking())
+
+
+# ------------------------------------------------------------------ rules of other projects
+
+FOREIGN = """
+import itertools
+from harness.contracts import DraftRule, DraftSource
+
+@dataclass(frozen=True)
+class Outside(DraftRule, DraftSource):
+    method: str = ""
+    answer: object = None
+
+    def start(self, model, batch):
+        return self.answer if self.method == "start" else self
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "method") and name != "start":
+            return lambda *given: object.__getattribute__(self, "answer")
+        return object.__getattribute__(self, name)
+"""
+NO_TOKENS = [None, "ab", [1.5], torch.tensor([1, 2]), itertools.count(), {1, 2}, ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        *(("propose", answer) for answer in NO_TOKENS),
+        *(("drafting_layers", answer) for answer in [5, [2, 1], [6], [-1]]),
+        *(("watched", answer) for answer in [3, [0], ["a"]]),
+        *(("verify_now", answer) for answer in [torch.zeros(2)]),
+        ("start", None),
+    ],
+)
+def test_a_foreign_rule_that_answers_otherwise_is_refused_by_its_package(
+    llama: Any, prompts: list[list[int]], plug_in: Callable[..., Any], method: str, answer: object
+) -> None:
+    plug_in("odd", FOREIGN, DRAFTS)
+    source = DRAFTS.load("odd")(method, answer)
+    with pytest.raises(OptionError, match=rf"^Outside(\.{method})? of outside-odd "):
+        decoded(llama, prompts[:1], Fixed(2), source)
+
+
+def test_what_rules_are_lent_cannot_be_written(llama: Any, prompts: list[list[int]]) -> None:
+    """Whatever a rule of another project does to what it is shown, full depth's tokens come out."""
+    refused: Counter[str] = Counter()
+
+    def scribble(name: str, lent: Any) -> None:
+        try:
+            lent[:] = [7]
+            lent.append(7)
+        except (TypeError, AttributeError):
+            refused[name] += 1
+
+    class Scribbles(Needing):
+        def _scribble(self, draft: Draft) -> None:
+            for name in ("prompt", "token_ids", "tokens", "layers", "probabilities"):
+                scribble(name, getattr(draft, name))
+                setattr(draft, name, [1, 2, 3])
+            draft.row = draft.beside = 5
+
+        def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+            self._scribble(draft)
+            return [5, 6] if max_tokens > 2 else []
+
+        def drafting_layers(self, draft: Draft) -> Sequence[int]:
+            self._scribble(draft)
+            return ()
+
+        def verify_now(self, draft: Draft) -> bool:
+            self._scribble(draft)
+            return False
+
+        def watched(self, draft: Draft) -> Sequence[int]:
+            self._scribble(draft)
+            return ()
+
+        def verified(self, draft: Draft, accepted: int) -> None:
+            self._scribble(draft)
+
+    class Ends(RowStop):
+        def over(self, token_ids: Sequence[int]) -> bool:
+            scribble("over", token_ids)
+            return False
+
+    class Plans(PlannedRule, Strategy):
+        def planned_layer(self, token_ids: Sequence[int]) -> int:
+            scribble("planned_layer", token_ids)
+            return 2
+
+    def stop(token_ids: Sequence[int]) -> bool:
+        scribble("stop", token_ids)
+        return False
+
+    decoded(llama, prompts, Random(0.6), Scribbles())
+    many = {"kv": "recompute", "max_new_tokens": [NEW] * len(prompts)}
+    plain, planned = (llama.engine.decode(prompts, strategy, **many) for strategy in (Full(), Plans()))
+    ending = llama.engine.decode(prompts, Full(), **many, stop=stop, rules=[NamedStop("odd", Ends())] * len(prompts))
+    assert [one.token_ids for one in ending] == [one.token_ids for one in plain]
+    assert {layer for one in planned for layer in one.exit_layers[1:]} == {2}
+    assert {len(one.token_ids) for one in planned} == {NEW}
+    assert set(refused) == {
+        *("prompt", "token_ids", "tokens", "layers", "probabilities"), "over", "planned_layer", "stop"
+    }  # fmt: skip
 
 
 def proposed(text: Sequence[int], draft: Sequence[int] = (), most: int = 16, **options: int) -> list[int]:
