@@ -164,6 +164,46 @@ def test_what_comes_out_is_full_depth_s(
             assert one.layers_executed == (len(one.token_ids) - 1) * LAYERS + one.layers_discarded
 
 
+@dataclass(frozen=True)
+class WrongAt(Told):
+    """Proposes so many tokens at once, one of them wrong, and notes what stood."""
+
+    length: int = 8
+    wrong: int = 0
+
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        there = len(draft.token_ids)
+        rest = self.known[tuple(draft.prompt)][there : there + min(self.length, max_tokens)]
+        return [(token + 1) % 97 if place == self.wrong else token for place, token in enumerate(rest)]
+
+
+LONGEST = 12
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, LONGEST])
+@each_kind
+def test_a_draft_stands_up_to_its_first_wrong_token_wherever_that_is(
+    case: Any, prompts: list[list[int]], length: int
+) -> None:
+    """Of drafts of every kind of length, at each place, alone and beside rows whose drafts are wrong elsewhere."""
+    expected = full(case.engine, prompts)
+    known = dict(zip(map(tuple, prompts), expected, strict=True))
+    for wrong in range(length + 1):  # the last: none is wrong
+        rule = WrongAt(known, 0, [], length, wrong)
+        made = decoded(case.engine, prompts, Full(), most=LONGEST, sources=[rule])
+        assert tokens(made) == expected
+        for drafted, accepted in rule.seen:
+            assert accepted == min(wrong, drafted)
+        assert (length, min(wrong, length)) in rule.seen
+        for one in made:  # full depth's own token follows what stood
+            assert len(one.token_ids) == 1 + sum(one.accepted) + one.verifications - _ended_by_a_draft(one)
+
+
+def _ended_by_a_draft(made: Generation) -> int:
+    """Verifications that said no token of their own: a draft's last one was the completion's."""
+    return int(made.accepted[-1])
+
+
 def test_every_registered_strategy_is_tried() -> None:
     """But for what the engine does not run, and for what ends completions, which is tried as it ships."""
     tried = {type(one) for one in TRIED} | {REGISTERED.load(name) for name in (*LEARNED, "sec", "endpoint")}

@@ -13,7 +13,7 @@ import torch
 
 from harness.contracts import Lossless, Strategy
 from harness.decoding import loop
-from harness.decoding.cache import FEWEST, KeptPrompts
+from harness.decoding.cache import FEWEST, KeptPrompts, KVCache
 from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
@@ -22,7 +22,7 @@ from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.random import Random
 from tests.crossing import in_turn
-from tests.decoding.conftest import FORMS, KINDS
+from tests.decoding.conftest import FORMS, KINDS, LAYERS
 
 ROWS, POSITIONS, NEW = 3, 120, 8
 LONG = 70
@@ -141,6 +141,35 @@ def test_what_is_kept_of_a_completion_changes_no_token_of_the_next(
         assert kept_of_completions == 0
     if keep == "all" and KV_POLICIES.load(kv).facts.fills:
         assert kept_of_completions >= 3 * (NEW - 2)
+
+
+# Three depths wait at the end, the deepest longest; the last but one is taken deep; all are; none exited.
+WAITING = [[6, 5, 6, 4, 4, 2, 3, 1], [6, 2, 4, 3, 1, 1, 6, 2], [6, 1, 2, 3, 4, 5, 5, 6], [6] * 8]
+
+
+@in_turn(case=KINDS, kv=CACHED)
+def test_what_is_kept_as_exact_is_full_depth_s_and_all_that_is_settled(
+    case: Any, kv: str, draw: Callable[..., list[int]], exits: Any, caches: list[KVCache]
+) -> None:
+    """Keys and values of every layer, against transformers' of the same text."""
+    for seed, layers in enumerate([*WAITING, *exits(6, NEW)]):
+        session, prompt = EngineSession(case.engine, POSITIONS, kv, "exact"), draw(40, seed=seed)
+        made = session.decode("me", prompt, Full(), max_new_tokens=NEW, exit_layers=layers)
+        assert made.exit_layers == layers
+        text = [*prompt, *made.token_ids]
+        reused = session.decode("me", [*text, 5], Full(), max_new_tokens=1).prompt_reused
+        with torch.no_grad():
+            expected = case.reference(torch.tensor([text])).past_key_values
+        for layer in range(LAYERS):
+            for found, of in (("keys", expected.layers[layer].keys), ("values", expected.layers[layer].values)):
+                torch.testing.assert_close(
+                    getattr(caches[-1], found)[layer, 0, :, :reused], of[0, :, :reused], atol=2e-3, rtol=2e-3
+                )
+        # A token is read with the next one, and what waits goes deep with the first that does.
+        deep = [
+            max(layers[place:]) == LAYERS if kv == "recompute" else layers[place] == LAYERS for place in range(1, NEW)
+        ]
+        assert reused == len(prompt) + [*deep, False].index(False)
 
 
 def test_an_overtaken_request_leaves_what_it_has_read(llama: Any, draw: Callable[..., list[int]]) -> None:
