@@ -268,6 +268,8 @@ def test_rows_are_typed_and_named_as_a_run_s(swept: Swept, generated: Path) -> N
             assert (row.agreement, row.agreement_ci, row.oracle_share) == (1.0, None, None)
             assert (row.exits, row.layers_skipped) == ({12: 1.0}, 0.0)
             assert row.layers_discarded_per_token is not None
+        elif "fixed" in name:
+            assert row.layers_skipped == pytest.approx(1 - 10 / 12)
     drafting = rows["fixed:layer=10@lossless"]
     assert 1 <= drafting.tokens_per_verification <= 5
     assert rows["full"].expected_speedup == 1

@@ -57,6 +57,10 @@ def test_the_oracle_s_share_is_that_of_the_samples(config: dict[str, Any], tmp_p
     assert possible > 0
     assert row["oracle_share"] == pytest.approx(rushed / possible)
     assert row["oracle_share"] < 0.5 * row["layers_skipped"] / frame.loc["oracle"]["layers_skipped"]
+    for point in strategies:  # depths mix; prefill's token, which nobody was asked about, counts on neither side
+        ran = [layer for sample in found[point].values() for layer in sample["exit_layers"][1:]]
+        assert len(set(ran)) > 2
+        assert frame.loc[point]["layers_skipped"] == pytest.approx(sum(12 - layer for layer in ran) / (12 * len(ran)))
 
 
 def test_several_policies_run_side_by_side_on_the_same_samples(config: dict[str, Any], tmp_path: Path) -> None:
