@@ -278,8 +278,8 @@ def test_of_a_prompt_that_is_there_wholly_the_last_token_is_read(
     assert made == alone(case.engine, prompt[:length])
 
 
-@pytest.mark.parametrize("alike", [0, FEWEST - 1])
-def test_a_prompt_that_begins_otherwise_is_read_whole(
+@pytest.mark.parametrize("alike", [0, FEWEST - 1, FEWEST])
+def test_a_prompt_that_begins_otherwise_is_read_whole_but_for_what_pays(
     llama: Any, alike: int, draw: Callable[..., list[int]], read: list[Piece]
 ) -> None:
     first = draw(LONG)
@@ -288,7 +288,8 @@ def test_a_prompt_that_begins_otherwise_is_read_whole(
     opened.serve(0, first)
     read.clear()
     made = facts(opened.serve(0, second))
-    assert read == [Piece((0,), 0, tuple(second))]
+    reused = alike if alike >= FEWEST else 0
+    assert read == [Piece((0,), reused, tuple(second[reused:]))]
     assert made == alone(llama.engine, second)
 
 
