@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import Lossless, Strategy
+from harness.contracts import Draft, DraftRule, DraftSource, ExitView, Lossless, ModelInfo, Strategy
 from harness.decoding import loop
 from harness.decoding.cache import FEWEST, KeptPrompts, KVCache
 from harness.decoding.engine import Engine, EngineSession
@@ -22,7 +22,7 @@ from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.random import Random
 from tests.crossing import in_turn
-from tests.decoding.conftest import FORMS, KINDS, LAYERS
+from tests.decoding.conftest import FORMS, KINDS, LAYERS, each_kind
 
 ROWS, POSITIONS, NEW = 3, 120, 8
 LONG = 70
@@ -141,6 +141,30 @@ def test_what_is_kept_of_a_completion_changes_no_token_of_the_next(
         assert kept_of_completions == 0
     if keep == "all" and KV_POLICIES.load(kv).facts.fills:
         assert kept_of_completions >= 3 * (NEW - 2)
+
+
+@dataclass(frozen=True)
+class ExitsAndStops(Strategy):
+    """Exits after three layers, and then ends the completion after four, on the way to which what waits is taken."""
+
+    exits: int = 4
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        return 3, 4
+
+    def should_exit(self, view: ExitView) -> torch.Tensor:
+        done = torch.tensor([len(tokens) > self.exits for tokens in view.token_ids])
+        if view.exit_layer == 4:
+            view.stop(done)
+        return ~done
+
+
+@each_kind
+def test_nothing_is_kept_of_what_went_along_with_a_pass_that_stopped(case: Any, draw: Callable[..., list[int]]) -> None:
+    session, prompt = EngineSession(case.engine, POSITIONS, "recompute", "exact"), draw(40)
+    made = session.decode("me", prompt, ExitsAndStops(), max_new_tokens=20)
+    assert (made.finish_reason, len(made.token_ids)) == ("strategy", 5)
+    assert session.decode("me", [*prompt, *made.token_ids, 5], Full(), max_new_tokens=1).prompt_reused == len(prompt)
 
 
 # Three depths wait at the end, the deepest longest; the last but one is taken deep; all are; none exited.
@@ -323,6 +347,35 @@ def test_what_is_not_reused_is_wiped(llama: Any, kv: str, draw: Callable[..., li
     opened.join(1, draw(90, 6), strategy, owner="another")
     opened.finish()
     assert facts(opened.tally[0]) == alone(llama.engine, second, kv, strategy)
+
+
+@dataclass(frozen=True)
+class Ten(DraftRule, DraftSource):
+    """Proposes ten tokens at a time, none of which ends the completion."""
+
+    end: int
+
+    def start(self, model: Any, batch: Any) -> DraftRule:
+        return self
+
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        return [token for token in range(1, 12) if token != self.end][:10]
+
+
+def test_what_a_draft_wrote_behind_the_end_is_wiped(
+    llama: Any, draw: Callable[..., list[int]], caches: list[KVCache]
+) -> None:
+    first = draw(LONG)
+    end = llama.engine.decode([first], Full(), kv="recompute", max_new_tokens=[3])[0].token_ids[-1]
+    session = EngineSession(llama.engine, POSITIONS, "recompute", "exact")
+    lossless: Any = Lossless(12, (Ten(end),))
+    ends = frozenset({end})
+    made = session.decode("me", first, Full(), max_new_tokens=20, lossless=lossless, eos_token_ids=ends)
+    assert len(made.token_ids) <= 3
+    assert caches[-1].entries[:, 0, :, LONG + 4 : LONG + 8].any()
+    second = [*first[: LONG - 5], first[LONG - 5] % 96 + 1]
+    assert session.decode("me", second, Full(), max_new_tokens=1).prompt_reused == LONG - 5
+    assert not caches[-1].entries[:, 0, :, len(second) :].any()
 
 
 @pytest.mark.parametrize("kv", CACHED)
