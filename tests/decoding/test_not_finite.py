@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, Strategy
+from harness.contracts import ExitView, Lossless, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.exit_modules.linear import LinearExit
@@ -124,6 +124,21 @@ def test_a_row_fails_at_the_token_where_it_overflows(llama: Any, prompts: list[l
     assert str(done[1].failure).startswith(f"logits of layer {LAYERS} are not finite at token {place + 2}: ")
     replayed = poisoned(llama, bad).replay(prompts, [[LAYERS] * NEW] * 3, kv=kv, max_new_tokens=[NEW] * 3)
     assert [str(one.failure) for one in replayed] == [str(one.failure) for one in done]
+
+
+def test_a_draft_that_overflows_fails_at_the_exit_that_made_it(llama: Any, prompts: list[list[int]]) -> None:
+    """Before full depth has read it."""
+    how: Any = {"strategy": Fixed(layer=3), "kv": "recompute", "lossless": Lossless(5)}
+    tried = 0
+    for prompt in prompts:
+        bad = decode(llama.engine, [prompt], **how)[0].token_ids[0]
+        if bad in prompt:
+            continue
+        (done,) = decode(poisoned(llama, bad), [prompt], **how)
+        assert done.token_ids == [bad]
+        assert str(done.failure).startswith("logits of layer 3 are not finite at token 2: ")
+        tried += 1
+    assert tried
 
 
 def test_exits_before_the_layer_that_overflows_are_sound(broken_last_layer: Any, prompts: list[list[int]]) -> None:
