@@ -173,6 +173,7 @@ class WrongAt(Told):
 
     def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         there = len(draft.token_ids)
+        assert max_tokens == min(LONGEST, NEW - there - 1), "the verification says one token more"
         rest = self.known[tuple(draft.prompt)][there : there + min(self.length, max_tokens)]
         return [(token + 1) % 97 if place == self.wrong else token for place, token in enumerate(rest)]
 
