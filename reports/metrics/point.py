@@ -17,7 +17,7 @@ from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.statistics.intervals import Pair, paired_ratio, pooled, ratio
-from reports.summary.measured import Measured, PromptTimes, full_depths
+from reports.summary.measured import Measured, full_depths
 
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 """Prompts of a unit → its row: totals (of what stands above and below the line of a rate), or one value per repeat."""
@@ -33,7 +33,6 @@ class Point:
         manifest: of the run.
         idle: idle windows of the run that count.
         score_corpus: makes the scores of its completions together; not called when no sample finished.
-        prompts: times of the cells' prompts, where they were made for other points already.
     """
 
     cell: Measured
@@ -41,7 +40,6 @@ class Point:
     manifest: Manifest
     idle: Sequence[WindowRecord] = ()
     score_corpus: Callable[[Measured], Mapping[str, float | None]] = field(default=lambda _: {})
-    prompts: PromptTimes | None = None
 
     @property
     def full(self) -> Measured:
@@ -87,14 +85,9 @@ class Point:
         near = list(filter(self.keeps_tokens, cells))
 
         def speed(cell: Measured) -> float:
-            return paired_ratio(list(cell.block_pairs(near[0], self.prompt_times.request_s).values())) or 0.0
+            return paired_ratio(list(cell.block_pairs(near[0], Measured.request_s).values())) or 0.0
 
         return max(near, key=speed, default=None)
-
-    @cached_property
-    def prompt_times(self) -> PromptTimes:
-        """Times of reading each prompt, pooled over the operating points that did the same work."""
-        return self.prompts or PromptTimes(self.cells)
 
     def reference(self, against: Against) -> Measured | None:
         """Return the full depth that a metric is held against."""

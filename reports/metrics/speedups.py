@@ -24,7 +24,7 @@ _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher
 
 
 def _requests(point: Point, full: Measured, repeat: int | None = None) -> list[Pair]:
-    return list(point.cell.block_pairs(full, point.prompt_times.request_s, repeat).values())
+    return list(point.cell.block_pairs(full, Measured.request_s, repeat).values())
 
 
 def speedup_pairs(point: Point) -> list[Pair]:
@@ -91,7 +91,7 @@ def _over_first(costs: _Costs, point: Point) -> list[Pair] | None:
 
 def _request_units(point: Point) -> Units:
     cells = (point.own_full, point.cell)
-    return joined(*(blocks(cell, partial(point.prompt_times.request_s, cell)) for cell in cells))
+    return joined(*(blocks(cell, cell.request_s) for cell in cells))
 
 
 def _decoding_units(point: Point) -> Units:

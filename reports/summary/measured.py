@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from harness.metering.contamination import CONTAMINATED
 from harness.records import Manifest, MeterRecord, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.records.conditions import MIXED, REPLAY, Conditions
-from reports.statistics.intervals import Pair, mean, pooled, pooled_by, ratio
+from reports.statistics.intervals import Pair, pooled, pooled_by, ratio
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
@@ -333,47 +333,3 @@ def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:
     readings = [window.energy_j for window in windows if window.energy_j is not None]
     complete = readings and len(readings) == len(windows) and source != MIXED
     return source, math.fsum(readings) if complete else None
-
-
-class PromptTimes:
-    """The times of reading the prompts of one task, pooled over its operating points.
-
-    With a KV cache all of them read a prompt in one pass at full depth, which on a shared machine takes up to twice as
-    long by chance. So where requests are compared, the time of each is the mean time of its prompt, and what this one
-    took beyond its own. Pooled is only what is the same work: the same prompt tokens, as many of them read and as deep,
-    the same repeat, one weights format, one request at a time, back to back. The mean estimates what each of them
-    estimates alone.
-    """
-
-    def __init__(self, cells: Sequence[Measured]) -> None:
-        self._cells = cells
-
-    def request_s(self, cell: Measured, window: WindowRecord) -> float | None:
-        """Return what the requests of a window took, each prompt as long as on the average of the same work."""
-        spent = cell.request_s(window)
-        if spent is None or not _pools(cell):
-            return spent
-        times = [(sample, _prompt_s(sample)) for sample in cell.whole.get(window.window, ())]
-        return spent + sum(self._means[_work(cell, sample)] - own for sample, own in times if own is not None)
-
-    @cached_property
-    def _means(self) -> Mapping[Hashable, float]:
-        times: dict[Hashable, list[float]] = defaultdict(list)
-        for cell in filter(_pools, self._cells):
-            for sample in cell.samples.values():
-                if (spent := _prompt_s(sample)) is not None:
-                    times[_work(cell, sample)].append(spent)
-        return {work: found for work, each in times.items() if (found := mean(each)) is not None}
-
-
-def _pools(cell: Measured) -> bool:
-    return cell.conditions.cached and cell.conditions.batch_size == 1 and cell.point.black_box is None
-
-
-def _prompt_s(sample: SampleRecord) -> float | None:
-    return None if sample.arrival_s is not None or sample.latency_s is None else sample.ttft_s
-
-
-def _work(cell: Measured, sample: SampleRecord) -> Hashable:
-    how = cell.conditions.weights_format, cell.conditions.prompt_exit
-    return *how, sample.sample_id, sample.repeat, sample.prompt_ids, sample.prompt_reused

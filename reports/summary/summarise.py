@@ -27,7 +27,6 @@ from reports.summary.measured import (
     Corpus,
     CorpusScorer,
     Measured,
-    PromptTimes,
     full_depths,
     is_measured,
     select,
@@ -62,8 +61,7 @@ def summarise(
 
     for task in manifest.tasks:
         table = [cell for cell in cells if cell.task.name == task.name]
-        prompts = PromptTimes(table)
-        points.append([Point(cell, table, manifest, idle, scores, prompts) for cell in table])
+        points.append([Point(cell, table, manifest, idle, scores) for cell in table])
     together = {name for table in points for point in table for name in point.corpus_scores}
     metrics = all_metrics(recorded_scores(cells) | together)
     left_out: Counter[str] = Counter()
@@ -163,12 +161,11 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter
 def _without_flagged(points: Sequence[Point]) -> dict[str, float]:
     """Return the speed-ups without flagged windows, of rows that have some and enough blocks without them, by name."""
     cells = [point.cell.unflagged() for point in points]
-    prompts = PromptTimes(cells)
     found = {}
     for point, cell in zip(points, cells, strict=True):
         if point.cell is point.own_full or not (point.cell.flagged or point.own_full.flagged):
             continue
-        left = replace(point, cell=cell, cells=cells, prompts=prompts)
+        left = replace(point, cell=cell, cells=cells)
         pairs = speedup_pairs(left) if point.can_have(SPEEDUP) else []
         if len(pairs) >= MINIMUM_PAIRS and (value := paired_ratio(pairs)) is not None:
             found[cell.point.name] = value

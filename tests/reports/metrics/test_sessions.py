@@ -219,21 +219,6 @@ def test_a_keep_without_its_full_depth_is_refused(build: Any) -> None:
         play(build(points=(COLD, WARM_LOOKUP)), 2).summary()
 
 
-def test_prompts_are_pooled_with_those_of_which_as_much_was_read(build: Any) -> None:
-    """The chance of a prompt's time is shared within cold and within warm points, never between them."""
-    run = build(points=POINTS)
-    for block in range(6):
-        for place, point in enumerate(POINTS):
-            warm = "exact" in point
-            prompt_s = (0.1 if warm else 1.0) * (1 + 0.1 * (place // 2))  # those of the look-up 10 % slower by chance
-            one = request(f"{block}", prompt_s, prompt_s + 0.1, prompt_ids=(7,) * 10, prompt_reused=9 * warm)
-            run.window(point, one, block=block, duration=9.0)
-    rows = {row.operating_point: row for row in run.summary().rows}
-    assert rows[COLD_LOOKUP].value("speedup") == pytest.approx(1.0)
-    assert rows[WARM_LOOKUP].value("speedup") == pytest.approx(1.0)
-    assert rows[WARM].value("speedup_over_first") == pytest.approx((1.05 + 0.1) / (0.105 + 0.1))
-
-
 def test_tables_say_what_is_kept_and_notes_what_it_means(build: Any) -> None:
     text = report_markdown(play(build(points=POINTS), 8).summary())
     head = next(line for line in text.splitlines() if line.startswith("|  | operating point | KV"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import friedmanchisquare
 
 from reports.statistics.intervals import Pair, ratio_interval, score_interval, share_bounds
 from reports.statistics.significance import LEVEL, holm, ratio_p
@@ -131,28 +132,29 @@ def test_five_percent_of_the_families_have_a_false_alarm() -> None:
     assert 0.01 <= families / 600 <= 0.065
 
 
-def requests(generator: np.random.Generator, blocks: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times of prompts and of decoding, ``[blocks, rows]``: every window up to twice as slow by chance, all alike."""
-    lengths = np.exp(generator.normal(0, 0.3, (blocks, 1)))
-    slow = 1 + generator.exponential(0.15, (blocks, rows)) + 0.8 * (generator.random((blocks, rows)) < 0.1)
-    return 2 * lengths * slow * (1 + generator.exponential(0.2, (blocks, rows))), lengths * slow
+@pytest.mark.parametrize("longer", [0.0, 0.03, 0.06])
+def test_why_rows_do_not_share_their_prompts_times(longer: float) -> None:
+    """Seven rows of 24 documents; the second one's prompts take longer, which a mean over rows hides, and a test too.
 
+    Prompts are four fifths of a request, 10 % of windows spikes: the case in which a mean would narrow intervals most.
+    """
+    generator, runs, shape = np.random.default_rng(0), 300, (24, 7)
+    cost = np.array([1, 1 + longer, 1, 1, 1, 1, 1])
+    hits, found = np.zeros(2), 0
 
-def test_requests_with_pooled_prompts_are_covered_as_well_and_known_twice_as_well() -> None:
-    """Rows of one run share their mean prompts; each row's interval and test still hold."""
-    blocks, generator = 8, np.random.default_rng(8)
-    hits, alarms, widths = np.zeros(2), 0, np.zeros(2)
-    runs = 1_000
-    for number in range(runs):
-        prompts, decoding = requests(generator, blocks, 8)
-        pooled = np.broadcast_to(prompts.mean(1, keepdims=True), prompts.shape)
-        for how, times in enumerate((prompts + decoding, pooled + decoding)):
-            pairs = [Pair(*row) for row in times[:, :2].tolist()]
-            low, high = ratio_interval(pairs)
-            hits[how] += low <= 1 <= high
-            widths[how] += np.log(high / low)
-            alarms += how == 1 and number < 500 and ratio_p(pairs) <= LEVEL
-    assert 0.92 <= (hits / runs)[1] <= 0.985
-    assert abs(np.diff(hits / runs)[0]) < 0.02
-    assert widths[1] < widths[0] / 2
-    assert alarms / 500 < 0.08
+    def noise() -> np.ndarray:
+        return np.exp(generator.normal(0, 0.1, shape)) * (1 + 0.8 * (generator.random(shape) < 0.1))
+
+    for _ in range(runs):
+        read, decoded = (np.exp(generator.normal(0, sigma, (24, 1))) for sigma in (0.5, 0.6))
+        prompts, decoding = 0.8 * read * cost * noise(), 0.2 * decoded * noise()
+        ratio = (0.8 * read + 0.2 * decoded).sum() / (0.8 * read * (1 + longer) + 0.2 * decoded).sum()
+        for how, of in enumerate((prompts, prompts.mean(1, keepdims=True))):
+            low, high = ratio_interval([Pair(*row) for row in (of + decoding)[:, :2].tolist()])
+            hits[how] += low <= ratio <= high
+        found += friedmanchisquare(*prompts.T).pvalue <= LEVEL
+    measured, shared = hits / runs
+    assert 0.92 <= measured <= 0.98
+    if longer:
+        assert shared < 0.75
+        assert found / runs < 0.35

@@ -8,7 +8,6 @@ import pytest
 
 from harness.records.summary import SummaryRow
 from reports.metrics.speedups import DECODE_SPEEDUP, SPEEDUP, SPEEDUP_HIGHEST
-from reports.metrics.time import TTFT_P50
 from reports.statistics.intervals import MINIMUM_PAIRS
 from tests.reports.conftest import RunBuilder
 
@@ -232,45 +231,29 @@ def request(run: Any, point: str, prompt_s: float, decode_s: float, *, block: in
     run.window(point, sample, duration=times[-1], block=block, **window)
 
 
-def test_a_prompt_takes_its_mean_time_in_every_request_that_is_compared(build: Any) -> None:
-    run = build(points=(FULL, OTHER, THIRD))
-    request(run, FULL, 1.0, 2.0)
-    request(run, OTHER, 3.0, 1.0)  # read three times as slowly, by chance
-    request(run, THIRD, 2.0, 2.0)
-    rows = {row.operating_point: row for row in run.summary().rows}
-    assert rows[OTHER].value(SPEEDUP) == pytest.approx((2 + 2) / (2 + 1))
-    assert rows[THIRD].value(SPEEDUP) == pytest.approx(1.0)
-    assert rows[OTHER].value(DECODE_SPEEDUP) == pytest.approx(2.0)
-    assert rows[OTHER].value(TTFT_P50) == 3.0, "what was measured stays"
-
-
-def test_each_repeat_and_weights_format_is_pooled_by_itself(build: Any) -> None:
-    run = build(points=(FULL, OTHER))
-    for repeat, slow in ((0, 1.0), (1, 5.0)):
-        request(run, FULL, slow, 2.0, repeat=repeat)
-        request(run, OTHER, slow + 2, 1.0, repeat=repeat)
-    assert run.row(OTHER).value(SPEEDUP_HIGHEST) == pytest.approx((2 + 2) / (2 + 1))
-    run = build(points=("full@float32", "full@int4"), formats=("float32", "int4"))
-    request(run, "full@float32", 4.0, 2.0)
-    request(run, "full@int4", 2.0, 1.0)
-    over = run.row("full@int4").value("speedup_over_fastest")
-    assert over == pytest.approx(6 / 3)
-
-
 @pytest.mark.parametrize(
     ("built", "sample"),
     [
+        ({}, {}),
+        ({}, {"prompt_reused": 3}),  # warm
         ({"kv": "none"}, {}),  # the first token is decoded as any other
         ({"batch_size": 2}, {}),  # one pass for several prompts
         ({}, {"arrival_s": 0.0, "queue_s": 0.0}),  # a slow prompt delays whoever waits
-        ({}, {"prompt_ids": (1, 2)}),  # another text
     ],
 )
-def test_what_is_not_the_same_work_is_not_pooled(build: Any, built: dict[str, Any], sample: dict[str, Any]) -> None:
-    run = build(**built)
-    request(run, FULL, 1.0, 2.0)
-    request(run, OTHER, 3.0, 1.0, **sample)
-    assert run.row(OTHER).value(SPEEDUP) == pytest.approx(3 / 4)
+def test_a_request_takes_what_it_took_with_its_prompt(
+    build: Any, built: dict[str, Any], sample: dict[str, Any]
+) -> None:
+    """What other rows took for the same prompt changes nothing, repeat by repeat."""
+    run = build(points=(FULL, OTHER, THIRD), **built)
+    for repeat, slower in ((0, 1.0), (1, 5.0)):
+        request(run, FULL, slower, 2.0, repeat=repeat, **sample)
+        request(run, OTHER, slower + 2, 1.0, repeat=repeat, **sample)
+        request(run, THIRD, slower + 1, 2.0, repeat=repeat, **sample)
+    row = run.row(OTHER)
+    assert row.value(SPEEDUP) == pytest.approx((3 + 7) / (4 + 8))
+    assert row.value(SPEEDUP_HIGHEST) == pytest.approx(7 / 8)
+    assert row.value(DECODE_SPEEDUP) == pytest.approx(2.0)
 
 
 def run_of(factors: list[float]) -> RunBuilder:
