@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter
 
-from harness.errors import HarnessError
 from harness.records.calibration import ALL, CALIBRATION, Calibration
 from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import EXIT, Acceptance
+from kept import Found, KeptRun, Tell, document
 from reports.completions.token_kinds import KINDS
 from reports.published.against import FULL, against_green_code, comparison_tables
 from reports.recorded import RecordedRun
@@ -32,20 +32,13 @@ STOPPED = (
 COLD, WARM = "none", "exact"
 """What a request of a session leaves to the next."""
 
-Found = Mapping[str, Sequence[RecordedRun]]
-"""Study → its runs."""
-
-
-class MissingRunsError(HarnessError):
-    """Runs of a table are not there, or not finished."""
-
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands in the documentation under one name: tables, made of studies' runs and the folder of all studies."""
+    """What stands in the documentation under one name: tables, made of what is kept of studies."""
 
     studies: tuple[str, ...]
-    parts: Callable[[Found, Path], Iterable[Part]]
+    parts: Callable[[Found], Iterable[Part]]
 
 
 def _metric(header: str, name: str, form: str = ".2f", **more: Any) -> Column:
@@ -103,7 +96,7 @@ def stream(source: str, language: str) -> str:
     return f"CodeXGLUE, {language.capitalize()}"
 
 
-def rows_of(runs: Iterable[RecordedRun], **more: str) -> pd.DataFrame:
+def rows_of(runs: Iterable[KeptRun], **more: str) -> pd.DataFrame:
     """Return the rows of runs, a stream after the other; ``more`` are columns with one value."""
     frames = [to_frame(run.summary) for run in runs]
     found = pd.concat(frames, ignore_index=True).copy().assign(**more)  # in one piece
@@ -148,8 +141,8 @@ TEXT_AND_POINT = {"text": "text", "operating_point": "operating point"}
 def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[str] = STREAMS) -> Shown:
     """Return a table with a line per stream and operating point, in the run's order; all of them unless named."""
 
-    def parts(found: Found, _: Path) -> Iterator[Table]:
-        rows = rows_of(found[study])
+    def parts(found: Found) -> Iterator[Table]:
+        rows = rows_of(found[study].runs)
         rows = rows[rows["text"].isin(texts) & (rows["operating_point"].isin(only) | (not only))]
         yield listing(rows, TEXT_AND_POINT, columns)
 
@@ -159,11 +152,11 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
 def worth(cold: str, warm: str) -> Shown:
     """Return what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
 
-    def parts(found: Found, _: Path) -> Iterator[Table]:
+    def parts(found: Found) -> Iterator[Table]:
         lines = []
         for text in STREAMS:
             for how, study, keep, latency in (("cold", cold, "", COLD_S), ("warm", warm, WARM, LINE_S)):
-                rows = rows_of(found[study])
+                rows = rows_of(found[study].runs)
                 rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
                 by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
                 shown = (by[point] for point in (EXITS, LOOKUP, SUFFIX, BOTH))
@@ -185,7 +178,7 @@ Drafts = Mapping[tuple[str, str], Mapping[tuple[str | None, int | None, str | No
 """Stream and operating point → source, layer and kind → what stood."""
 
 
-def drafts(runs: Iterable[RecordedRun]) -> Drafts:
+def drafts(runs: Iterable[KeptRun]) -> Drafts:
     """Return what stood of the drafts of each stream and operating point."""
     rows = [row for run in runs for row in run.summary.rows]
     return {
@@ -207,9 +200,9 @@ def stood(found: Sequence[Acceptance | None]) -> str:
     return f"{share}{f' [{interval[0]:.2f}, {interval[1]:.2f}]' if interval else ''} ({drafted:,})"
 
 
-def draft_sources(found: Found, _: Path) -> Iterator[Table]:
+def draft_sources(found: Found) -> Iterator[Table]:
     """Yield which drafts stood, by what drafted them."""
-    of = drafts(found["lines"])
+    of = drafts(found["lines"].runs)
     wanted = [
         ("look-up", LOOKUP, ("lookup", None, None)),
         ("suffix", SUFFIX, ("suffix", None, None)),
@@ -223,9 +216,9 @@ def draft_sources(found: Found, _: Path) -> Iterator[Table]:
     yield of_rows(("", *STREAMS, "all"), lines)
 
 
-def draft_kinds(found: Found, _: Path) -> Iterator[Table]:
+def draft_kinds(found: Found) -> Iterator[Table]:
     """Yield which drafts stood, by kind of token, all streams together."""
-    of = drafts(found["lines"])
+    of = drafts(found["lines"].runs)
     lines = [
         (kind, *(
             stood([of[text, point].get((source, None, kind)) for text in STREAMS])
@@ -240,8 +233,8 @@ def draft_kinds(found: Found, _: Path) -> Iterator[Table]:
 def beside(study: str, label: str, by: str, groups: Mapping[str, tuple[str, Sequence[Column]]]) -> Shown:
     """Return a line per stream and ``label`` that has every value of ``by``, a group of columns for each."""
 
-    def parts(found: Found, _: Path) -> Iterator[Table]:
-        rows = rows_of(found[study])
+    def parts(found: Found) -> Iterator[Table]:
+        rows = rows_of(found[study].runs)
         rows["operating_point"] = rows["operating_point"].map(base_of)
         rows = rows[rows.groupby(["text", label])[by].transform("nunique") == len(groups)]
         columns: list[Column] = []
@@ -277,8 +270,8 @@ RIVALS = {
 def rivals(study: str, speed: Column) -> Shown:
     """Return a line per engine and way of decoding, cold and in an editor: how fast it is, exact text in brackets."""
 
-    def parts(found: Found, _: Path) -> Iterator[Table]:
-        rows = rows_of(found[study])
+    def parts(found: Found) -> Iterator[Table]:
+        rows = rows_of(found[study].runs)
         by = {(base_of(row["operating_point"]), row["text"], row["keep"]): row for _, row in rows.iterrows()}
         ways = [(keep, how) for keep, how in (("", "cold"), (WARM, "warm")) if keep in set(rows["keep"])]
         lines = [
@@ -299,27 +292,51 @@ def rivals(study: str, speed: Column) -> Shown:
     return Shown((study,), parts)
 
 
-def attribution(found: Found, _: Path) -> Iterator[Table]:
+def attribution(found: Found) -> Iterator[Table]:
     """Yield where the time goes, and what deciding costs."""
-    for one in (one for run in found["attribution"] for one in run.summary.attributions if one.quantity == "time"):
+    for one in (one for run in found["attribution"].runs for one in run.summary.attributions if one.quantity == "time"):
         yield from attribution_tables(one)
 
 
-def green_code(found: Found, _: Path) -> Iterator[Table]:
-    """Yield GREEN-CODE's numbers and ours."""
-    shown = (FULL, "threshold 0.6", "threshold 0.9", "fixed:layer=14")
-    for one in against_green_code(found["green-code"]):
-        rows = tuple(row for row in one.rows if row.setting in shown)
-        table, _matched = comparison_tables(replace(one, rows=rows, notes=()))
+_TABLE: TypeAdapter[Table] = TypeAdapter(Table)
+
+
+def tell_green_code(runs: Sequence[RecordedRun], _: Path) -> tuple[Sequence[RecordedRun], Mapping[str, Any]]:
+    """Return what stands beside GREEN-CODE's numbers, which pairs windows: a table for each task."""
+    tables = [next(iter(comparison_tables(replace(one, notes=())))) for one in against_green_code(runs)]
+    return runs, {"comparisons": [_TABLE.dump_python(each, mode="json") for each in tables]}
+
+
+def green_code(found: Found) -> Iterator[Part]:
+    """Yield GREEN-CODE's numbers and ours, at the settings that its pages are about."""
+    for kept in found["green-code"].documents["comparisons"]:
+        table = _TABLE.validate_python(kept)
+        begins, of, setting = dict(table.groups), list[str](), ""
+        for place in range(table.rows):
+            setting = begins.get(place, setting)
+            of.append(setting)
+        wanted = (FULL, "threshold 0.6", "threshold 0.9", "fixed:layer=14")
+        table = table.at([place for place, each in enumerate(of) if each in wanted])
         columns = ("", "layers_skipped", "time_of_uncached", "time_saving")
         yield replace(table, columns=tuple(each for each in table.columns if each.name in columns))
+        yield Line(f"Also measured: {', '.join(dict.fromkeys(each for each in of if each not in wanted))}.")
 
 
-def scores(_: Found, folder: Path) -> Iterator[Part]:
+def tell_scores(_: Sequence[RecordedRun], folder: Path) -> tuple[Sequence[RecordedRun], Mapping[str, Any]]:
+    """Return the documents of a sweep over one trace."""
+    return (), {"calibration": document(folder / CALIBRATION), "sweep": document(folder / "sweep.json")}
+
+
+def tell_by_token(_: Sequence[RecordedRun], folder: Path) -> tuple[Sequence[RecordedRun], Mapping[str, Any]]:
+    """Return the calibrations of four traces, by name."""
+    return (), {name: document(folder / name / CALIBRATION) for name in ("base", "shared", "tuned", "generated")}
+
+
+def scores(found: Found) -> Iterator[Part]:
     """Yield how well each score tells right exits from wrong ones, the best first."""
-    found = _document(folder / "scores" / CALIBRATION)["scores"]
+    documents = found["scores"].documents
     lines = []
-    for one in sorted(found, key=lambda one: -(one["pooled"]["auroc"] or 0)):
+    for one in sorted(documents["calibration"]["scores"], key=lambda one: -(one["pooled"]["auroc"] or 0)):
         pooled = one["pooled"]
         auroc, ece = (None if pooled[name] is None else Estimate.of(pooled[name], None) for name in ("auroc", "ece"))
         if auroc is not None and pooled["auroc_ci"]:
@@ -327,17 +344,14 @@ def scores(_: Found, folder: Path) -> Iterator[Part]:
         lines.append((one["score"], auroc, ece))
     table = of_rows(("score", "AUROC", "calibration error"), lines, label=True)
     yield replace(table, columns=tuple(replace(column, form="fraction") for column in table.columns))
-    sweep = _document(folder / "scores" / "sweep.json")
+    sweep = documents["sweep"]
     yield Line(f"{sweep['tokens']:,} tokens of {sweep['documents']:,} documents, replayed: no time is in it.")
 
 
-def by_token(_: Found, folder: Path) -> Iterator[Part]:
+def by_token(kept: Found) -> Iterator[Part]:
     """Yield where exits of three models pay, by groups of the same tokens; what was drafted is of generated ones."""
     names = {"base": "base", "shared": "one head", "tuned": "exit modules"}
-    found = {
-        name: Calibration.model_validate(_document(folder / "by-token" / name / CALIBRATION))
-        for name in (*names, "generated")
-    }
+    found = {name: Calibration.model_validate(kept["by-token"].documents[name]) for name in (*names, "generated")}
     groups = {name: {(one.by, one.name): one for one in of.groups} for name, of in found.items()}
     tuned, made = found["tuned"], found["generated"]
     shown = [0, len(tuned.exit_points) // 2, len(tuned.exit_points) - 1]
@@ -370,13 +384,6 @@ def by_token(_: Found, folder: Path) -> Iterator[Part]:
     )
 
 
-def _document(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise MissingRunsError(f"there is no {file}")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 _FOLDER = "docs/scripts/results"
 _STUDIES = (
     "activations-second", "attribution", "formats", "formats-second", "kv", "lines", "rivals", "rivals-second",
@@ -390,6 +397,9 @@ STUDIES = {
     "by-token": "harness sweep --replay traces/by-token/tuned --strategy confidence:threshold=0.9 --document-split all",
 }
 """Folder → the command that makes it."""
+
+TELLS: Mapping[str, Tell] = {"green-code": tell_green_code, "scores": tell_scores, "by-token": tell_by_token}
+"""Folder → what else than summaries is kept of it."""
 
 TABLES = {
     "worth": worth("lines", "sessions"),

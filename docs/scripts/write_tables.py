@@ -2,16 +2,16 @@
 
     python docs/scripts/write_tables.py [RUNS] [--check] [--docs DIR]
 
-``docs/results/measure`` makes RUNS (default: studies) and calls this. Between ``<!-- table: NAME -->`` and
+``docs/results/measure`` makes RUNS (default: studies) and calls this. It writes what is to be kept of each finished
+study to ``results/data`` of the documentation, and from these files the tables: between ``<!-- table: NAME -->`` and
 ``<!-- /table -->`` of a page stands the table of that name, with its command, date and machine in one line under it.
-A block whose runs are missing, or not finished, is left as it is and said so. ``--check`` writes nothing, names the
-blocks that would change and then ends with code 1.
+A block whose data are missing is left as it is and said so. ``--check`` needs no RUNS and writes nothing: it names the
+blocks that are not what their data say and then ends with code 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,51 +19,23 @@ from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 
+import kept
 import measured
 import ranked
 from harness.errors import DataError, HarnessError, UnknownNameError
-from harness.running.reading import find_runs, read_run
-from measured import MissingRunsError, Shown
-from reports.recorded import RecordedRun
+from kept import Found, MissingRunsError
+from measured import Shown
 from reports.tables.writers import to_markdown
 
 STUDIES = {**measured.STUDIES, **ranked.STUDIES}
 TABLES = {**measured.TABLES, **ranked.TABLES}
+TELLS = {**measured.TELLS, **ranked.TELLS}
+DATA = Path("results") / "data"
 ROOT = Path(__file__).resolve().parents[2]
 OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.M)
 UNDER = re.compile(r"<br>(?:\\\[95 %[^\]]*\])?(?:, )?([^ |]*)")
 """The line under a header: the level of its intervals, which the line under the table says, and its unit."""
 BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.M | re.S)
-
-
-class Runs:
-    """The runs below a folder of studies, each read once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read: dict[str, list[RecordedRun]] = {}
-
-    def of(self, study: str) -> list[RecordedRun]:
-        """Return the finished runs of a study in its order, or all below a folder that is none."""
-        if study not in self._read:
-            runs = [read_run(path) for path in self._directories(self._folder / study)]
-            for run in runs:
-                if run.state:
-                    raise MissingRunsError(f"{run.directory} is {run.state}")
-            self._read[study] = runs
-        return self._read[study]
-
-    def _directories(self, folder: Path) -> Iterable[Path]:
-        if not folder.is_dir():
-            raise MissingRunsError(f"there is no {folder}")
-        if not (folder / "study.json").is_file():
-            return find_runs([folder]) if any(folder.rglob("manifest.json")) else []
-        points = json.loads((folder / "study.json").read_text(encoding="utf-8"))["points"]
-        ends = [name.rpartition("-")[2] for name in points]  # of a hash, by which a folder is found whatever its name
-        found = [run for end in ends for run in folder.glob(f"runs/*-{end}") if (run / "summary.json").is_file()]
-        if len(found) < len(points):
-            raise MissingRunsError(f"{len(found)} of {len(points)} points of {folder} are measured")
-        return found
 
 
 def blocks(page: Path) -> list[str]:
@@ -80,28 +52,26 @@ def blocks(page: Path) -> list[str]:
     return names
 
 
-def rendered(table: Shown, runs: Runs, folder: Path) -> str:
+def rendered(table: Shown, found: Found) -> str:
     """Return a table in Markdown, and where it comes from."""
-    found = {study: runs.of(study) for study in table.studies}
-    lines = "\n".join(to_markdown(table.parts(found, folder)))
+    lines = "\n".join(to_markdown(table.parts(found)))
     lines = UNDER.sub(lambda unit: unit[1] and f", {unit[1]}", lines)
-    return "\n".join([lines, "", provenance(table, found), "", ""])  # which says what brackets are
+    return "\n".join([lines, "", provenance(found), "", ""])  # which says what brackets are
 
 
-def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
+def provenance(found: Found) -> str:
     """Return the line under a table: commands, and of runs days, machines, number formats, documents and protocols."""
-    runs = [run for study in found.values() for run in study]
-    said = list(dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies))
+    runs = [run for study in found.values() for run in study.runs]
+    said = list(dict.fromkeys(f"`{study.command}`" for study in found.values()))
     if not runs:  # what was replayed has neither times nor a machine
         return f"*{said[0]}; in brackets 95 % intervals over documents.*"
-    said.append(days(datetime.fromisoformat(run.manifest.created).date() for run in runs))
+    said.append(days(datetime.fromisoformat(run.created).date() for run in runs))
     said += machines(run.summary.machine for run in runs)
     rows = [row for run in runs for row in run.summary.rows]
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
     cuts = []  # how prompts were cut, and how long completions were
     for run in runs:
-        tokens = run.manifest.config.get("max_new_tokens")
-        protocols = ", ".join(dict.fromkeys(f"`{task.protocol}`" for task in run.manifest.tasks))
+        tokens, protocols = run.max_new_tokens, ", ".join(f"`{name}`" for name in run.protocols)
         cuts.append(f"prompts of {protocols}" + (f", {tokens} new tokens" if tokens else ""))
     told = ", ".join(dict.fromkeys(cuts))
     if counts := sorted({row.n for row in rows if row.strategy == "full"}):
@@ -126,20 +96,29 @@ def machines(lines: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(line.partition(", ")[0] for line in lines))
 
 
-def update(docs: Path, folder: Path, *, write: bool) -> Iterator[tuple[str, str]]:
+def keep(docs: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Write what is to be kept of each study that is finished; yield the others, and what they lack."""
+    for study, command in STUDIES.items():
+        try:
+            kept.collect(folder / study, command, TELLS.get(study)).write(docs / DATA / f"{study}.json")
+        except MissingRunsError as missing:
+            yield study, f"kept as it was, {missing}"
+
+
+def update(docs: Path, *, write: bool) -> Iterator[tuple[str, str]]:
     """Yield each block's page and name, and what becomes of it: ``changed``, ``as it was``, or why it is left alone."""
-    runs = Runs(folder)
     for page in sorted(docs.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         made: dict[str, str] = {}
         for name in blocks(page):
-            where = f"{page.relative_to(docs).as_posix()}: {name}"
+            where, table = f"{page.relative_to(docs).as_posix()}: {name}", TABLES[name]
             try:
-                made[name] = f"<!-- table: {name} -->\n{rendered(TABLES[name], runs, folder)}<!-- /table -->"
+                found = {study: kept.read(docs / DATA / f"{study}.json") for study in table.studies}
             except MissingRunsError as missing:
                 yield where, f"left alone, {missing}"
-            else:
-                yield where, "as it was" if made[name] in text else "changed"
+                continue
+            made[name] = f"<!-- table: {name} -->\n{rendered(table, found)}<!-- /table -->"
+            yield where, "as it was" if made[name] in text else "changed"
         if write and made:
             page.write_text(BLOCK.sub(partial(_filled, made), text), encoding="utf-8")
 
@@ -157,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     stale = False
     try:
-        for where, what in update(given.docs, given.runs, write=not given.check):
+        for study, why in () if given.check else keep(given.docs, given.runs):
+            print(f"{study}: {why}", flush=True)
+        for where, what in update(given.docs, write=not given.check):
             stale |= what == "changed"
             print(f"{where}: {'would change' if given.check and what == 'changed' else what}", flush=True)
     except HarnessError as error:
