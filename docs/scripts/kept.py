@@ -25,10 +25,11 @@ class MissingRunsError(HarnessError):
 
 
 class KeptRun(Record):
-    """One run: when it began, how prompts were cut, tokens of a completion at most where asked for, and its summary."""
+    """One run: when it began, how prompts were cut, the mean tokens of those of each task, and its summary."""
 
     created: str
     protocols: tuple[str, ...]
+    prompt_tokens: tuple[float, ...] = ()
     max_new_tokens: int | None = None
     summary: Summary
 
@@ -74,6 +75,9 @@ def collect(folder: Path, command: str, tell: Tell | None = None) -> Kept:
         KeptRun(
             created=run.manifest.created,
             protocols=tuple(dict.fromkeys(task.protocol for task in run.manifest.tasks)),
+            prompt_tokens=tuple(
+                task.prompt_tokens_mean for task in run.manifest.tasks if task.prompt_tokens_mean is not None
+            ),
             max_new_tokens=run.manifest.config.get("max_new_tokens"),
             summary=run.summary.model_copy(update={"notes": (), "records": ""}),
         )

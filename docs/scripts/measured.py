@@ -61,6 +61,7 @@ ENDED = _metric("stopped early", "stopped", ".0f", scale=100, unit="%")
 KEPT = _metric("accepted characters", "accepted_prefix", ".1f")
 PER_CHARACTER = _metric("time per accepted character", "accepted_character_s", ".1f", scale=1000, unit="ms")
 OVER_FP16 = _metric("whole request", "speedup_over_fastest", "ratio")
+OVER_COLD = _metric("over cold full depth", "speedup_over_first", "ratio")
 DECODING_OVER_FP16 = _metric("decoding", "decode_speedup_over_fastest", "ratio")
 OVER_TEXT = _metric("over the fastest text drafts", "speedup_over_lossless", "ratio")
 PROMPT = _metric("prompt, %", "prefill_share", ".0f", scale=100, unit="%")
@@ -162,7 +163,7 @@ def worth(cold: str, warm: str) -> Shown:
                 shown = (by[point] for point in (EXITS, LOOKUP, SUFFIX, BOTH))
                 speeds = (f"{text_of(REQUEST, row)} ({bare(DECODING, row)})" for row in shown)
                 lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
-        heads = ("full depth, ms", PROMPT.header, "exits", "look-up", "suffix", "exits behind suffix")
+        heads = ("full depth, median ms", "prompt, % of all time", "exits", "look-up", "suffix", "exits behind suffix")
         first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
         yield Table.of_rows("", (*first, *heads), lines)
 
@@ -420,7 +421,10 @@ TABLES = {
         "sessions",
         "operating_point",
         "keep",
-        {COLD: ("cold", (LINE_S, REQUEST)), WARM: ("warm", (FIRST_TOKEN, LINE_S, WITHIN, REQUEST, DECODING))},
+        {
+            COLD: ("cold", (LINE_S, REQUEST)),
+            WARM: ("warm", (FIRST_TOKEN, LINE_S, WITHIN, REQUEST, OVER_COLD, DECODING)),
+        },
     ),
     "scores": Shown(("scores",), scores),
     "by-token": Shown(("by-token",), by_token),

@@ -74,10 +74,15 @@ def provenance(found: Found) -> str:
         tokens, protocols = run.max_new_tokens, ", ".join(f"`{name}`" for name in run.protocols)
         cuts.append(f"prompts of {protocols}" + (f", {tokens} new tokens" if tokens else ""))
     told = ", ".join(dict.fromkeys(cuts))
+    if lengths := sorted(length for run in runs for length in run.prompt_tokens):
+        told += f" of {lengths[0]:.0f} to {lengths[-1]:.0f} tokens on average"
     if counts := sorted({row.n for row in rows if row.strategy == "full"}):
         span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}"
         units = "requests" if any(row.keep for row in rows) else "documents"
-        told = f"{span} {units} of each kind; {told}; in brackets 95 % intervals over documents"
+        over = "over documents"
+        if any(row.source.startswith("embedded") for row in rows):
+            over += ", which are one code base's where they are Python's library or the JDK"
+        told = f"{span} {units} of each kind; {told}; in brackets 95 % intervals {over}"
     return f"*{'; '.join([*said, told])}.*"
 
 
