@@ -169,8 +169,8 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
     assert decoding.startswith("2.00×")  # 0.2 s and 0.1 s
     assert lines[-1] == (
         "*`harness study docs/scripts/results/kv.toml`; 1 January 2025; Test; float32; 6 documents of each "
-        "kind; prompts of `green-code`, 3 new tokens; in brackets 95 % intervals over documents, which are one code base's "
-        "where they are Python's library or the JDK.*"
+        "kind; prompts of `green-code`, 3 new tokens; in brackets 95 % intervals over documents, which are one "
+        "code base's where they are Python's library or the JDK.*"
     )
     assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
     assert tables.main(given) == 0
