@@ -42,12 +42,12 @@ DISTRIBUTION = "early-exit-harness"
 _DEFECT = ServingError("the server failed; see its log. Other requests are not affected.")
 
 MEANINGS = {
+    400: "The request cannot be served as it is written.",
     401: "The key is missing or wrong.",
     403: "A web page of another origin, or a host name that is not this server's.",
     404: "There is no such path.",
     408: "The body took too long to arrive.",
     413: "The body is larger than the server takes.",
-    422: "The request cannot be served as it is written.",
     424: "Generating failed; the next request works.",
     429: "The queue is full, or the request waited in it for too long. Try again later.",
     500: "A defect of the server; see its log.",
@@ -108,6 +108,9 @@ def make_app(service: Service) -> FastAPI:
     def schema() -> dict[str, Any]:
         document = described()
         document["components"]["schemas"] |= defined["$defs"]
+        for operations_of in document["paths"].values():  # FastAPI's own refusal, which nothing here ends in
+            for operation in operations_of.values():
+                operation["responses"].pop("422", None)
         return document
 
     app.openapi = schema  # type: ignore[method-assign]
@@ -132,6 +135,7 @@ def _completed(dialect: type[Dialect]) -> Callable[..., Awaitable[Response]]:
             asked = dialect.model_validate_json(await read_body(request, service.config), context=service)
         except ValidationError as error:
             raise _invalid(error) from None
+        service.check_model(request.path_params.get("model") or asked.model)
         if (known := asked.at_once()) is not None:
             return _json(known)
         given = (header or early_exit) if asked.early_exit is None else asked.early_exit
@@ -207,8 +211,10 @@ def _invalid(error: ValidationError) -> InvalidRequestError:
     first = error.errors(include_url=False)[0]
     where, said = ".".join(map(str, first["loc"])), f"{first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "missing":
-        return InvalidRequestError(f"{where} is missing.")
-    return InvalidRequestError(f"{where} = {str(first['input'])[:60]!r}: {said}." if where else f"the body: {said}.")
+        return InvalidRequestError(f"{where} is missing.", where)
+    if not where:
+        return InvalidRequestError(f"the body: {said}.")
+    return InvalidRequestError(f"{where} = {str(first['input'])[:60]!r}: {said}.", where)
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -323,9 +329,10 @@ async def models(request: Request) -> dict[str, Any]:
 async def model(request: Request, model_id: str) -> dict[str, Any]:
     """The one model by its name."""
     service = _loaded(request)
-    if model_id != service.model_name:
-        said = f"model {model_id[:80]!r} is not served here. This server has {service.model_name!r}."
-        raise RefusedError(said, 404, "not_found")
+    try:
+        service.check_model(model_id)
+    except InvalidRequestError as error:
+        raise RefusedError(str(error), 404, "not_found") from None
     return _model(service)
 
 

@@ -25,12 +25,17 @@ class ServingError(HarnessError):
 
     status, kind = 500, "internal"
     retry_s: int | None = None
+    param: str | None = None  # the field that is at fault, where one is
 
 
 class InvalidRequestError(ServingError):
     """A request that cannot be served as it is written."""
 
-    status, kind = 422, "validation"
+    status, kind = 400, "validation"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class GenerationError(ServingError):

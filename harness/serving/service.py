@@ -143,6 +143,12 @@ class Service:
             owner=owner if reuse else None,
         )
 
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for another model than the one that is served."""
+        if name and name != self.model_name:
+            said = f"model {name[:80]!r} is not served here. This server has {self.model_name!r}."
+            raise InvalidRequestError(said, "model")
+
     def conversation(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the tokens of a conversation, as the model's own template writes it up to where the answer begins."""
         try:

@@ -58,7 +58,7 @@ def test_the_hubs_client_gets_one_text_in_all_four_forms(server: Any, client: In
     assert last.details.generated_tokens == len(events)
     assert last.details.finish_reason == whole.details.finish_reason
     assert last.details.input_length > 0
-    for path in ("/generate", "/models/bigcode/starcoder", "/"):
+    for path in ("/generate", f"/models/{server.service.model_name}", "/"):
         assert client.text_generation(PROMPT, model=server.url + path, max_new_tokens=5) == plain
 
 
@@ -88,7 +88,8 @@ def test_the_hubs_client_raises_its_own_errors(
 
 def create(server: Any, prompt: Any = PROMPT, **asked: Any) -> Any:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
-        made = client.completions.create(model="any", prompt=prompt, **{"max_tokens": 5} | asked)
+        asked = {"max_tokens": 5, "model": server.service.model_name} | asked
+        made = client.completions.create(prompt=prompt, **asked)
         return list(made) if asked.get("stream") else made
 
 
@@ -111,11 +112,17 @@ def test_openais_client_gets_one_text_whole_and_streamed(server: Any) -> None:
 
 
 def test_openais_client_raises_its_own_errors(server: Any, refusing: Any, changed: Any) -> None:
-    with pytest.raises(openai.UnprocessableEntityError) as refused:
-        create(server, extra_body={"early_exit": {"strategy": "no such thing"}})
-    said = refused.value.body["message"]
-    assert refused.value.body == {"message": said, "type": "validation", "param": None, "code": 422}
-    assert "no such thing" in said
+    for asked, param, named in (
+        ({"extra_body": {"early_exit": {"strategy": "no such thing"}}}, None, "no such thing"),
+        ({"temperature": 0.7}, "temperature", "0.7"),
+        ({"model": "another/model"}, "model", "another/model"),
+        ({"logprobs": 5}, "logprobs", "5"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(server, **asked)
+        said = refused.value.body["message"]
+        assert refused.value.body == {"message": said, "type": "invalid_request_error", "param": param, "code": None}
+        assert named in said
     changed(fails_at(2))
     with pytest.raises(openai.APIError, match="the engine failed"):
         create(server, stream=True)
@@ -137,16 +144,17 @@ def test_openais_client_reads_the_models(server: Any) -> None:
 def test_the_ollama_package_reads_it(server: Any) -> None:
     ollama = pytest.importorskip("ollama")
     client = ollama.Client(host=server.url)
-    options = {"num_predict": 4, "temperature": 0.2, "early_exit": {"strategy": "full"}}
-    answer = client.generate(model="m", prompt=PROMPT, options=options)
+    options = {"num_predict": 4, "temperature": 0, "early_exit": {"strategy": "full"}}
+    model = server.service.model_name
+    answer = client.generate(model=model, prompt=PROMPT, options=options)
     assert answer.done
     assert answer.eval_count >= 1
-    pieces = list(client.generate(model="m", prompt=PROMPT, options=options, stream=True))
+    pieces = list(client.generate(model=model, prompt=PROMPT, options=options, stream=True))
     assert "".join(piece.response for piece in pieces) == answer.response
     assert [piece.done for piece in pieces] == [False] * answer.eval_count + [True]
     with pytest.raises(ollama.ResponseError) as refused:
-        client.generate(model="m", prompt=PROMPT, options={"early_exit": {"strategy": "nonsense"}})
-    assert refused.value.status_code == 422
+        client.generate(model=model, prompt=PROMPT, options={"early_exit": {"strategy": "nonsense"}})
+    assert refused.value.status_code == 400
     assert "nonsense" in refused.value.error
 
 
@@ -162,28 +170,38 @@ def curl(url: str, body: dict[str, Any] | str, *arguments: str) -> str:
     return subprocess.run(command, input=sent, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
+SERVED = object()
+"""Stands for the name of the model that is served."""
+
 NESTED = {"parameters": {"return_full_text": False, "max_new_tokens": 4, "stop": None, "seed": None, "details": None}}
 LLM_LS: list[tuple[str, dict[str, Any], Callable[[Any], Any]]] = [
-    ("/models/smollm2-135m", {"inputs": PROMPT, **NESTED}, lambda answer: answer[0]["generated_text"]),
+    ("/models/", {"inputs": PROMPT, **NESTED}, lambda answer: answer[0]["generated_text"]),
     ("/generate", {"inputs": PROMPT, **NESTED}, lambda answer: answer["generated_text"]),
     ("/generate", {"inputs": PROMPT, "parameters": NESTED}, lambda answer: answer["generated_text"]),
     (
         "/api/generate",
-        {"prompt": PROMPT, "model": "m", "stream": False, "options": {"num_predict": 4, "stop": None}, "suffix": None},
+        {
+            "prompt": PROMPT,
+            "model": SERVED,
+            "stream": False,
+            "options": {"num_predict": 4, "stop": None},
+            "suffix": None,
+        },
         lambda answer: answer["response"],
     ),
     (
         "/v1/completions",
-        {"prompt": PROMPT, "model": "m", "stream": False, "max_tokens": 4, "stop": None, "logprobs": None},
+        {"prompt": PROMPT, "model": SERVED, "stream": False, "max_tokens": 4, "stop": None, "logprobs": None},
         lambda answer: answer["choices"][0]["text"],
     ),
-    ("/completion", {"prompt": PROMPT, "n_predict": 4, "temperature": 0.2}, lambda answer: answer["content"]),
+    ("/completion", {"prompt": PROMPT, "n_predict": 4}, lambda answer: answer["content"]),
 ]
 """What llm-ls sends to each of its backends, as its sources do, and where it looks for the completion."""
 
 
 def test_llm_ls_finds_its_completion_or_what_is_wrong(server: Any) -> None:
-    for path, body, read in LLM_LS:
+    for path, told, read in LLM_LS:
+        body = {name: server.service.model_name if value is SERVED else value for name, value in told.items()}
         completion = read(json.loads(curl(server.url + path, body)))
         assert isinstance(completion, str)
         assert not completion.startswith(PROMPT), "the prompt is not part of the completion"
@@ -245,7 +263,7 @@ CONTINUE_STOPS = ["\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```"]
 
 def test_continue_completes(server: Any) -> None:
     body = {
-        "prompt": PROMPT, "model": "smollm2-135m", "max_tokens": 6, "temperature": 0.01, "top_p": None,
+        "prompt": PROMPT, "model": server.service.model_name, "max_tokens": 6, "temperature": 0, "top_p": None,
         "frequency_penalty": None, "presence_penalty": None, "stop": CONTINUE_STOPS, "stream": True,
         "early_exit": "full",  # as requestOptions.extraBodyProperties add
     }  # fmt: skip
@@ -334,9 +352,11 @@ def test_markers_are_written_where_a_client_writes_them_itself() -> None:
         prefix, suffix, middle = MARKERS
         template = f"{prefix}{{{{{{prefix}}}}}}{suffix}{{{{{{suffix}}}}}}{middle}" if fim is MARKED else "{{{prefix}}}"
         assert the_model(written("continue", fim=fim))["promptTemplates"] == {"autocomplete": template}
-    assert (read["llm.contextWindow"], read["llm.requestBody"]) == (700, {"parameters": {"max_new_tokens": 64}})
+    parameters = {"max_new_tokens": 64, "temperature": 0}  # else VS Code adds the extension's own 0.2
+    assert (read["llm.contextWindow"], read["llm.requestBody"]) == (700, {"parameters": parameters})
     model = the_model(written("continue"))
-    assert (model["roles"], model["defaultCompletionOptions"]["maxTokens"]) == (["autocomplete"], 64)
+    assert model["roles"] == ["autocomplete"]
+    assert model["defaultCompletionOptions"] == {"maxTokens": 64, "temperature": 0}  # else Continue sends 0.01
     assert model["useLegacyCompletionsEndpoint"] is True
     # what the last line tells to add is an entry of this model
     for client in clients():
@@ -351,9 +371,11 @@ def test_markers_are_written_where_a_client_writes_them_itself() -> None:
 
 def test_what_is_pasted_gets_answers(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read = vscode(written("llm-vscode", url=server.url, max_new_tokens=3))
-    body = {"inputs": "def f(x):\n    ", **read["llm.requestBody"]}
+    body: dict[str, Any] = {"inputs": "def f(x):\n    ", **read["llm.requestBody"]}
+    body["parameters"] = {"temperature": 0.2, "top_p": 0.95} | body["parameters"]  # as VS Code merges them
     assert isinstance(httpx.post(read["llm.url"], json=body, timeout=60).json()["generated_text"], str)
-    exec(compile(written("openai", url=server.url, max_new_tokens=3), "snippet", "exec"), {})
+    name = server.service.model_name
+    exec(compile(written("openai", url=server.url, model=name, max_new_tokens=3), "snippet", "exec"), {})
     assert capsys.readouterr().out
     assert "--suffix ignore" in written("llama.vim")
     assert "--suffix" not in written("llama.vim", fim=MARKED) + written("llama.vim", suffix="ignore")

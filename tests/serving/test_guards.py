@@ -92,7 +92,7 @@ def test_health_and_the_page_are_open_without_a_key() -> None:
 
 
 def of_size(size: int) -> bytes:
-    """A body of so many bytes that names no strategy: it is read, and refused with 422."""
+    """A body of so many bytes that names no strategy: it is read, and refused with 400."""
     return b'{"prompt": "", "x": "' + b"x" * (size - 23) + b'"}'
 
 
@@ -111,7 +111,7 @@ def test_bodies_are_capped_in_size_and_time(server: Any) -> None:
 
     server.service.config = before.model_copy(update={"max_body_bytes": 4096, "deadline_s": 0.5})
     try:
-        assert ask(app=app, path="/v1/completions", content=of_size(4096)).status_code == 422
+        assert ask(app=app, path="/v1/completions", content=of_size(4096)).status_code == 400
         answer = ask(app=app, path="/v1/completions", content=of_size(4097))
         assert (answer.status_code, "4096 bytes" in answer.json()["error"]["message"]) == (413, True)
         assert ask(app=app, content=endless()).status_code == 413
@@ -250,7 +250,7 @@ def test_requests_are_counted_by_their_route_never_by_their_path(server: Any) ->
             await client.post("/models/a", headers={"X-Api-Key": "wrong"})
 
     asyncio.run(send())
-    assert statuses(metrics) == {("/models/{model:path}", "422"): 2, ("other", "404"): 1, ("other", "401"): 1}
+    assert statuses(metrics) == {("/models/{model:path}", "400"): 2, ("other", "404"): 1, ("other", "401"): 1}
     assert b"secret" not in metrics.page()[0]
 
 

@@ -127,7 +127,7 @@ def test_a_policy_under_which_nothing_waits_is_refused(
     assert (settings.decodes, settings.sources) == (("lossy",), ())
     with pytest.raises(InvalidRequestError, match=f"under --kv {kv} none do. Use --kv recompute") as error:
         settings.resolve({"decode": "lossless"})
-    assert error.value.status == 422
+    assert error.value.status == 400
 
 
 def test_what_cannot_be_is_refused_in_one_line(service: Service) -> None:

@@ -1,10 +1,12 @@
 """A request in a client's words, and the words of its answer: the base of all dialects.
 
-Clients send ``null`` for what they do not set: it counts as not given. Unknown fields are accepted and ignored.
+Clients send ``null`` for what they do not set: it counts as not given. What would change a completion is read, or is
+refused unless its value changes nothing (``unchanging``); other fields are accepted and ignored.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -15,6 +17,10 @@ from harness.decoding.generation import Token
 from harness.serving.completions import Ending, Finished, InvalidRequestError, Job, ServingError
 
 MAX_PROMPTS = 32
+
+SAMPLING: Mapping[str, tuple[Any, ...]] = {"temperature": (0,), "top_p": (1,), "top_k": (0, -1, 1), "min_p": (0,)}
+PENALTIES: Mapping[str, tuple[Any, ...]] = {"frequency_penalty": (0,), "presence_penalty": (0,)}
+"""Parameters that most dialects have → the values at which they change nothing of greedy decoding."""
 
 
 def _texts(value: object) -> list[object]:
@@ -71,14 +77,22 @@ Controls = Annotated[
 
 
 class Fields(BaseModel):
-    """An object of a body: fields that are read, and nothing said of any other."""
+    """An object of a body: fields that are read, those that are ``unchanging``, and nothing said of any other."""
+
+    unchanging: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # parameter that is not served → values to accept
 
     @model_validator(mode="before")
     @classmethod
     def _given(cls, body: Any) -> Any:
         if not isinstance(body, Mapping):
             return body
-        return {name: value for name, value in body.items() if value is not None}
+        given = {name: value for name, value in body.items() if value is not None}
+        greedy = given.get("temperature") in (0, "0")  # then nothing is sampled, whatever says how
+        for name, accepted in cls.unchanging.items():
+            if name in given and given[name] not in accepted and not (greedy and name in SAMPLING):
+                said = f"{name} = {str(given[name])[:60]!r}: decoding is greedy, and this server cannot do it."
+                raise InvalidRequestError(f"{said} Send {name} = {json.dumps(accepted[0])}, or omit it.", name)
+        return given
 
 
 class Dialect(Fields):
@@ -98,6 +112,7 @@ class Dialect(Fields):
     reasons: ClassVar[tuple[str, str, str]]  # an end token, a text or rule that ends it, a limit of tokens or time
 
     early_exit: Controls = None
+    model: str | None = Field(default=None, description="The model that is served, if any is named.")
     _service: Any = None
 
     @model_validator(mode="before")

@@ -12,7 +12,17 @@ from pydantic import FailFast, Field
 
 from harness.decoding.generation import Token
 from harness.serving.completions import Finished, InvalidRequestError, Job, ServingError, early_exit_report
-from harness.serving.dialects.dialect import Dialect, Flag, OnePrompt, Seed, Texts, limit_of, token_report
+from harness.serving.dialects.dialect import (
+    PENALTIES,
+    SAMPLING,
+    Dialect,
+    Flag,
+    OnePrompt,
+    Seed,
+    Texts,
+    limit_of,
+    token_report,
+)
 
 
 class _LlamaCpp(Dialect):
@@ -21,6 +31,11 @@ class _LlamaCpp(Dialect):
     client = "llama.cpp"
     answers = "llama.cpp's; as events one for each token, the last with stop = true; response_fields choose among them"
     reasons = ("eos", "word", "limit")
+    unchanging: ClassVar = {
+        **SAMPLING, **PENALTIES, "typical_p": (1,), "repeat_penalty": (1,), "mirostat": (0,), "dynatemp_range": (0,),
+        "xtc_probability": (0,), "dry_multiplier": (0,), "ignore_eos": (False,), "logit_bias": ([], {}),
+        "grammar": ("",), "json_schema": ({},), "lora": ([],), "n_probs": (0,), "n_cmpl": (1,),
+    }  # fmt: skip
 
     n_predict: int | None = Field(
         default=None,
@@ -92,8 +107,15 @@ class _LlamaCpp(Dialect):
 
 
 class Infill(_LlamaCpp):
-    """A request to llama.cpp's ``/infill``."""
+    """A request to llama.cpp's ``/infill``.
 
+    llama.vim and llama.vscode always send ``top_k``, ``top_p``, ``n_indent`` and ``input_extra``, without a setting for
+    them: here alone they are ignored, and what is most probable is answered.
+    """
+
+    unchanging: ClassVar = {
+        name: accepted for name, accepted in _LlamaCpp.unchanging.items() if name not in ("top_k", "top_p")
+    }
     paths: ClassVar = {"/infill": "Complete a text at the cursor; a prompt that is too long is cut at its beginning."}
 
     input_prefix: str = Field(default="", description="Text before the cursor's line.")

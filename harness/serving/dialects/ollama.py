@@ -1,7 +1,6 @@
 """Ollama's dialect: ``POST /api/generate``, streamed unless the client sets ``stream`` to false.
 
-Not promised: templates, ``system``, ``context``, images and chat. The prompt is always read as it stands, as with
-``raw``.
+The prompt is always read as it stands, as with ``raw``.
 """
 
 from __future__ import annotations
@@ -14,11 +13,23 @@ from pydantic import Field
 
 from harness.decoding.generation import Token
 from harness.serving.completions import Finished, Job, early_exit_report
-from harness.serving.dialects.dialect import Dialect, Fields, Flag, Seed, Texts, limit_of, token_report
+from harness.serving.dialects.dialect import (
+    PENALTIES,
+    SAMPLING,
+    Dialect,
+    Fields,
+    Flag,
+    Seed,
+    Texts,
+    limit_of,
+    token_report,
+)
 
 
 class OllamaOptions(Fields):
-    """``options`` of a request; what is not named here changes nothing."""
+    """``options`` of a request."""
+
+    unchanging: ClassVar = {**SAMPLING, **PENALTIES, "typical_p": (1,), "repeat_penalty": (1,), "mirostat": (0,)}
 
     num_predict: int | None = Field(default=None, description="From 1; -1, -2: the server's cap.")
     stop: Texts = Field(default=(), description="A text or a list; omitted from the completion.")
@@ -34,6 +45,9 @@ class Ollama(Dialect):
     media_type = "application/x-ndjson"
     frame = (b"", b"\n")
     reasons = ("stop", "stop", "length")
+    unchanging: ClassVar = {
+        "system": ("",), "template": ("",), "context": ([],), "images": ([],), "format": ("",), "think": (False,),
+    }  # fmt: skip
 
     prompt: str = Field(min_length=1, description="Text before the cursor.")
     suffix: str | None = Field(default=None, description="Text after the cursor.")

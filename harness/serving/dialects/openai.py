@@ -11,13 +11,30 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, WithJsonSchema
+from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema
 
 from harness.decoding.generation import Token
 from harness.serving.completions import Finished, InvalidRequestError, Job, ServingError, early_exit_report
-from harness.serving.dialects.dialect import Dialect, Fields, Flag, Prompts, Seed, Texts, finite, token_report
+from harness.serving.dialects.dialect import (
+    PENALTIES,
+    SAMPLING,
+    Dialect,
+    Fields,
+    Flag,
+    Prompts,
+    Seed,
+    Texts,
+    finite,
+    token_report,
+)
 
 MAX_COPIES = 16
+
+# of both routes; the last four are vLLM's
+_UNCHANGING: Mapping[str, tuple[Any, ...]] = {
+    **SAMPLING, **PENALTIES, "logit_bias": ({},), "repetition_penalty": (1,), "min_tokens": (0,),
+    "ignore_eos": (False,), "use_beam_search": (False,),
+}  # fmt: skip
 
 
 class StreamOptions(Fields):
@@ -44,16 +61,15 @@ class OpenAIAnswer(Dialect):
     stream: Flag = Field(default=False, description="true: server-sent events.")
     stream_options: StreamOptions = StreamOptions()
     seed: Seed = 0
-    n: Annotated[int, Field(ge=1), AfterValidator(lambda number: min(number, MAX_COPIES))] = Field(
-        default=1, description=f"Choices for each prompt: identical copies, {MAX_COPIES} at most."
-    )
+    n: int = Field(default=1, ge=1, le=MAX_COPIES, description="Choices for each prompt: identical copies.")
 
     _created: int = PrivateAttr(default_factory=lambda: int(time.time()))
 
     @classmethod
     def error(cls, message: str, error: ServingError) -> dict[str, Any]:
+        kind = "invalid_request_error" if isinstance(error, InvalidRequestError) else error.kind
         return {
-            "error": {"message": message, "type": error.kind, "param": None, "code": error.status},
+            "error": {"message": message, "type": kind, "param": error.param, "code": None},
             "detail": [{"loc": "body", "msg": message, "type": error.kind}],  # where llm-ls looks for it
         }
 
@@ -79,11 +95,13 @@ class OpenAI(OpenAIAnswer):
         "/completions": "The same, for clients whose base address lacks ``/v1``.",
     }
 
+    unchanging: ClassVar = {**_UNCHANGING, "best_of": (1,)}
+
     prompt: Prompts = Field(description="Text before the cursor, or its token ids, or a list of either.")
     suffix: str | None = Field(default=None, description="Text after the cursor.")
     echo: Flag = Field(default=False, description="true: begin the text with the prompt, which must be text.")
     logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
-        default=None, description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too."
+        default=None, ge=0, le=1, description="Log probabilities of the tokens; 1: of the most probable one, too."
     )
 
     _id: str = PrivateAttr(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
@@ -190,23 +208,22 @@ class Message(Fields):
 class Chat(OpenAIAnswer):
     """A request to OpenAI's chat completions, written as the model's own template writes it.
 
-    Decoding is greedy: a ``temperature`` above 0 is refused.
+    Decoding is greedy, and without tools.
     """
 
     paths: ClassVar = {"/v1/chat/completions": "Answer a conversation; events where ``stream`` is true."}
     prefixes = ("/v1/chat/",)
+    unchanging: ClassVar = {
+        **_UNCHANGING, "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "functions": ([],),
+        "response_format": ({"type": "text"},), "modalities": (["text"],),
+    }  # fmt: skip
 
     messages: Annotated[list[Message], Field(min_length=1)] = Field(description="The conversation so far.")
     max_completion_tokens: int | None = Field(default=None, description="As max_tokens, which it goes before.")
-    temperature: Annotated[float, Field(ge=0)] = Field(default=0, description="0: decoding is greedy.")
 
     _id: str = PrivateAttr(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
     def jobs(self, make: Callable[..., Job]) -> list[Job]:
-        if self.temperature > 0:
-            raise InvalidRequestError(
-                f"temperature = {self.temperature:g}: this server decodes greedily. Send temperature = 0, or none."
-            )
         turns = [{"role": one.role, "content": one.text} for one in self.messages]
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         prompt = self._service.conversation(turns)

@@ -13,11 +13,17 @@ from pydantic import Field, model_validator
 
 from harness.decoding.generation import Token
 from harness.serving.completions import Finished, Job, early_exit_report
-from harness.serving.dialects.dialect import Dialect, Fields, Flag, Texts, finite, token_report
+from harness.serving.dialects.dialect import SAMPLING, Dialect, Fields, Flag, Texts, finite, token_report
 
 
 class TgiParameters(Fields):
-    """``parameters`` of a request; what is not named here changes nothing."""
+    """``parameters`` of a request."""
+
+    unchanging: ClassVar = {
+        **SAMPLING, "do_sample": (False,), "typical_p": (1,), "repetition_penalty": (1,), "frequency_penalty": (0,),
+        "best_of": (1,), "watermark": (False,), "decoder_input_details": (False,), "top_n_tokens": (0,),
+        "grammar": ({},), "adapter_id": ("",),
+    }  # fmt: skip
 
     max_new_tokens: int | None = Field(default=None, description="From 1; default: the server's cap.")
     stop: Texts = Field(default=(), description="A text or a list; kept in the completion.")
@@ -108,7 +114,7 @@ class TgiAnywhere(Tgi):
 
     paths: ClassVar = {
         "/": "Complete a text: a list of one, or events where ``stream`` is true.",
-        "/models/{model:path}": "Complete a text as / does; any model name is accepted.",
+        "/models/{model:path}": "Complete a text as / does, of the model that is served.",
     }
     stream: Flag = Field(default=False, description="true: server-sent events.")
 

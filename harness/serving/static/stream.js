@@ -1,10 +1,10 @@
 // Asks the server for a completion and reads it piece by piece (server-sent events over fetch, since a prompt is posted).
 
 const WORDS = {
+  400: "The server cannot do this",
   401: "The server requires its key; type it above and run again",
   403: "The server refuses this page",
   413: "The prompt is too large for this server",
-  422: "The server cannot do this",
   424: "The model failed on this request; the next one may work",
   429: "The server is busy",
   503: "The server takes no requests now",

@@ -319,7 +319,7 @@ def test_refusals_are_said_in_words(visit: Visit, service: Any, evil: str) -> No
     assert visitor.refused() == "The server is busy (429): 64 requests are waiting. Try again later."
     service.refuses = InvalidRequestError(f"layer = {evil} is not allowed.")
     words = visitor.refused()
-    assert words == f"The server cannot do this (422): layer = {evil} is not allowed."
+    assert words == f"The server cannot do this (400): layer = {evil} is not allowed."
     assert visitor.page.evaluate("window.pwned") is None
     assert len(visitor.sent) == 2, "full depth is not tried after a refusal"
     assert visitor.page.evaluate("document.getElementById('tokens-full').dataset.empty") == "not run"
