@@ -30,7 +30,7 @@ from harness.serving.completions import (
 )
 from harness.serving.dialects import DIALECTS, refusal
 from harness.serving.dialects.dialect import Dialect
-from harness.serving.guards import CLIENT_GONE, owner_of, read_body
+from harness.serving.guards import CLIENT_GONE, TooLarge, owner_of, read_body
 from harness.serving.page import POLICY, depth_style, document
 from harness.serving.service import Service
 from harness.serving.worker import Answer
@@ -178,6 +178,8 @@ async def _events(
         async for item in pieces:
             yield lines(*item)
         yield asked.closing
+    except ClientDisconnect:  # nobody reads on
+        return
     except Exception as error:
         known = error if isinstance(error, ServingError) else _DEFECT
         yield before + to_json(refusal(request.url.path, known)) + behind
@@ -231,7 +233,8 @@ def _refused(request: Request, error: Exception) -> Response:
         known = RefusedError(said, error.status_code, kind)
     elif known.retry_s is not None:
         headers["Retry-After"] = str(known.retry_s)
-    return JSONResponse(refusal(request.url.path, known), status_code=known.status, headers=headers)
+    answer = TooLarge if known.status == 413 else JSONResponse
+    return answer(refusal(request.url.path, known), status_code=known.status, headers=headers)
 
 
 # ------------------------------------------------------------------------------------------------- operations, a page

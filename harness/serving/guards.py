@@ -9,6 +9,7 @@ in front does these.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import hmac
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 SHORTEST_KEY = 16  # characters, so that it cannot be guessed
 BACKLOG = 512  # connections, including those that arrive while the server is being set up
-SWALLOWED_BODIES = 16  # times the cap is read of a larger body: closing with an unread one would lose the answer
+SWALLOWED_BODIES = 16  # times the cap is read of a larger body: closing with an unread one may lose the answer
 CLIENT_GONE = 499  # counted where a client disconnected before its answer was complete, as in nginx
 
 SECURITY_HEADERS = {
@@ -255,15 +256,16 @@ def _same_place(origin: str, host: str) -> bool:
 
 
 async def read_body(request: Request, config: ServeConfig) -> bytes:
-    """Return the body of a request; refuse one that has more bytes than one may have, or takes longer to arrive."""
-    body, size, cap = bytearray(), 0, config.max_body_bytes
+    """Return the body of a request; refuse one that has, or says it has, more bytes than one may have, or is late."""
+    body, cap = bytearray(), config.max_body_bytes
+    said = request.headers.get("content-length", "")
+    size = int(said) if said.isdecimal() else 0
     try:
         async with asyncio.timeout(config.deadline_s):
-            async for piece in request.stream():
-                size += len(piece)
-                body += piece if size <= cap else b""
-                if size > SWALLOWED_BODIES * cap:
-                    break
+            pieces = request.stream()
+            while size <= cap and (piece := await anext(pieces, None)) is not None:
+                body += piece
+                size = max(size, len(body))
     except TimeoutError:
         late = f"the request was not complete within {config.deadline_s:g} s. Send it faster."
         raise RefusedError(late, 408, "timeout") from None
@@ -271,3 +273,19 @@ async def read_body(request: Request, config: ServeConfig) -> bytes:
         said = f"the request has more than {cap} bytes. Send less, or start the server with --max-body-bytes."
         raise RefusedError(said, 413, "too_large")
     return bytes(body)
+
+
+class TooLarge(JSONResponse):
+    """The answer to a body that is too large: sent at once, and closed when some of the body was read and forgotten."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and take what the client sends before it looks at the answer."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        config, size, more = scope["app"].state.service.config, 0, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(config.deadline_s):
+                while more and size <= SWALLOWED_BODIES * config.max_body_bytes:
+                    message = await receive()
+                    size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        await send({"type": "http.response.body", "body": b""})

@@ -19,6 +19,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks
+from starlette.requests import ClientDisconnect
 
 from harness.decoding.generation import Token
 from harness.serving.app import make_app
@@ -100,6 +101,24 @@ def test_a_client_that_goes_away_cancels_its_jobs(
     wait_until(lambda: answers[0].cancelled)
     wait_until(lambda: server.service.running == 0)
     assert not any(isinstance(piece, Finished) for piece in answers[0].pieces)
+
+
+@pytest.mark.parametrize("path", ["/generate_stream", "/v1/completions", "/api/generate", "/completion"])
+def test_a_client_that_goes_away_after_the_first_token_is_no_defect(server: Any, changed: Any, path: str) -> None:
+    """The watch may say so between the first token and the stream."""
+
+    def gone(piece: Any) -> Any:
+        if isinstance(piece, Finished) or piece.index:
+            raise ClientDisconnect
+        return piece
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(server.service))  # raises what an application raises
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, json={"inputs": "x = ", "prompt": "x = ", "stream": True})
+
+    changed(gone)
+    assert asyncio.run(send()).status_code == 200
 
 
 LOOK_S, BYTES = 0.3, 40_000_000

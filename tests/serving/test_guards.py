@@ -96,6 +96,23 @@ def of_size(size: int) -> bytes:
     return b'{"prompt": "", "x": "' + b"x" * (size - 23) + b'"}'
 
 
+def hears_at_once(app: Any, headers: dict[str, str]) -> int:
+    """Announce a body, and send nothing of it; return the status of the first answer."""
+
+    async def talk() -> int:
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        scope = {**scope_of(), "headers": [(b"host", b"localhost"), *pairs], "query_string": b""}
+        task = asyncio.ensure_future(app(scope, asyncio.Event().wait, heard.put))
+        status: int = (await asyncio.wait_for(heard.get(), 5))["status"]
+        body = await asyncio.wait_for(heard.get(), 5)
+        assert b"4096 bytes" in body["body"]
+        task.cancel()
+        return status
+
+    return asyncio.run(talk())
+
+
 def test_bodies_are_capped_in_size_and_time(server: Any) -> None:
     app, given, before = make_app(server.service), 0, server.service.config
 
@@ -115,7 +132,11 @@ def test_bodies_are_capped_in_size_and_time(server: Any) -> None:
         answer = ask(app=app, path="/v1/completions", content=of_size(4097))
         assert (answer.status_code, "4096 bytes" in answer.json()["error"]["message"]) == (413, True)
         assert ask(app=app, content=endless()).status_code == 413
-        assert given <= (SWALLOWED_BODIES + 1) * 4096
+        assert given <= (SWALLOWED_BODIES + 2) * 4096
+        begun = time.monotonic()
+        waits = {"Content-Length": "4097"}  # and sends nothing before it hears that it may
+        assert hears_at_once(app, waits) == 413
+        assert time.monotonic() - begun < 0.4
         begun = time.monotonic()
         answer = ask(app=app, content=late())
         assert (answer.status_code, answer.json()["error_type"]) == (408, "timeout")
