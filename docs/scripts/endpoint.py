@@ -1,4 +1,4 @@
-"""Take the picture of the endpoint's page, ``docs/gallery/endpoint.png``: a prompt that goes on from one before it.
+"""Take the picture of the endpoint's page, ``docs/gallery/endpoint.png``.
 
 The times in it are of the machine and the moment. Needs playwright and chromium; half a minute.
 """
@@ -20,7 +20,7 @@ WIDTH = 1280
 
 
 def main() -> None:
-    """Serve the default model, run its first prompt without the last line and then whole, and take the picture."""
+    """Serve the default model, run its first prompt, and take the picture."""
     server = subprocess.Popen(
         [sys.executable, "-m", "harness.cli", "serve", *OPTIONS], stderr=subprocess.PIPE, text=True
     )
@@ -42,11 +42,8 @@ def take(url: str) -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         page.set_default_timeout(300_000)
         page.goto(url)
-        prompt = page.input_value("#prompt")
-        for text in (prompt.rpartition("\n")[0], prompt):
-            page.fill("#prompt", text)
-            page.click("#run")
-            page.wait_for_selector("#stop[disabled]")
+        page.click("#run")
+        page.wait_for_selector("#stop[disabled]")
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur()")
         height = page.evaluate("document.querySelector('.editors').getBoundingClientRect().top + scrollY")

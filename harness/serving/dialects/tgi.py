@@ -31,6 +31,7 @@ class TgiParameters(Fields):
     return_full_text: Flag = Field(default=False, description="true: begin with the prompt.")
     truncate: int | None = Field(default=None, description="Any number: a prompt that is too long loses its beginning.")
     seed: int | None = None
+    cache_prompt: Flag = Field(default=True, description="false: read the whole prompt, and keep nothing of it.")
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +61,7 @@ class Tgi(Dialect):
         return [
             make(
                 self.inputs, max_new_tokens=asked.max_new_tokens, stop=asked.stop, keep_stop=True,
-                truncate=asked.truncate is not None, seed=asked.seed or 0,
+                truncate=asked.truncate is not None, seed=asked.seed or 0, reuse=asked.cache_prompt,
             )
         ]  # fmt: skip
 

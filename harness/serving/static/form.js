@@ -37,12 +37,10 @@ export const isFull = ({ strategy, decode, draft }) => strategy === full.strateg
 /** A long default is shown short; left as it is, it is sent as it is. */
 const exactly = field => (field.value === field.defaultValue && field.dataset.exact) || field.value;
 
-/** Returns the body of a request. */
-export function request(early) {
-  return {
-    inputs: byId("prompt").value,
-    parameters: { max_new_tokens: Number(byId("tokens").value), details: true, early_exit: early },
-  };
+/** Returns the body of a request; a cold one shares nothing of its prompt with another. */
+export function request(early, cold) {
+  const parameters = { max_new_tokens: Number(byId("tokens").value), details: true, early_exit: early };
+  return { inputs: byId("prompt").value, parameters: cold ? { ...parameters, cache_prompt: false } : parameters };
 }
 
 /** Says a setting in one line, as on the command line. */

@@ -1,4 +1,4 @@
-// The page: one run at a time, early exit first and full depth after it, drawn as tokens come.
+// The page: one run at a time, drawn as tokens come; early exit and full depth take turns at being the first.
 
 import { connect, full as atFullDepth, isFull, named, request, short, wanted } from "./form.js";
 import { final, likeness, live, time, waits } from "./figures.js";
@@ -9,7 +9,7 @@ const byId = id => document.getElementById(id);
 const facts = JSON.parse(byId("data").textContent);
 const [run, stop, results] = ["run", "stop", "results"].map(byId);
 const CLOCK_MS = 1000;
-let state = facts.state, stopping = null, later = 0;
+let state = facts.state, stopping = null, later = 0, turn = 0;
 
 // ------------------------------------------------------------------------------------------------ the model's state
 
@@ -45,16 +45,17 @@ async function look() {
 
 /** One completion on the page. */
 class Run {
-  constructor(side, early) {
+  constructor(side, early, cold) {
     this.side = side;
     this.early = early;
+    this.cold = cold;
     this.tokens = [];
     this.drawn = [];
     this.times = [];
     this.report = null;
     this.line = byId(`tokens-${side}`);
     this.line.replaceChildren();
-    this.line.dataset.empty = side === "full" ? "follows when the first is done" : "";
+    this.line.dataset.empty = "follows when the first is done";
     byId(`error-${side}`).hidden = byId(`wait-${side}`).hidden = true;
     profile(byId(`profile-${side}`), []);
     this.title(early);
@@ -68,7 +69,7 @@ class Run {
     this.line.dataset.empty = "";
     this.say("waiting for the first token");
     try {
-      for await (const event of complete(request(this.early), key, signal)) {
+      for await (const event of complete(request(this.early, this.cold), key, signal)) {
         if (event.token && event.index > this.tokens.length) { // the last one may come again, with the ending
           this.times.push((performance.now() - began) / 1000);
           this.drawn.push(draw(this.line, event.token, this.tokens.length, facts));
@@ -158,18 +159,26 @@ async function start() {
   for (const cell of results.querySelectorAll("[data-full]")) cell.hidden = !compare;
   for (const part of results.querySelectorAll("[data-lossless]")) part.hidden = !lossless;
   busy(true);
-  const first = new Run("early", early), full = compare ? new Run("full", atFullDepth) : null;
+  // Compared runs both read the whole prompt: the second would find that of the first.
+  const own = new Run("early", early, compare), full = compare ? new Run("full", atFullDepth, true) : null;
+  const order = full ? [own, full] : [own];
+  if (full && turn % 2) order.reverse();
   byId("run-early").scrollIntoView({ block: "nearest" });
   let verdict = "";
   try {
-    await first.go(key, signal, () => spoken.add(first.tokens.at(-1).text));
+    for (const one of order) {
+      await one.go(key, signal, () => {
+        if (one === own) spoken.add(own.tokens.at(-1).text);
+        if (one === order[1]) mark(own, full, one.tokens.length - 1);
+      });
+    }
     spoken.end();
     if (full) {
-      await full.go(key, signal, () => mark(first, full, full.tokens.length - 1));
-      for (let place = full.tokens.length; place < first.tokens.length; place++) mark(first, full, place);
-      verdict = judge(first, full);
+      for (let place = full.tokens.length; place < own.tokens.length; place++) mark(own, full, place);
+      verdict = judge(own, full);
+      turn++;
     }
-    byId("outcome").textContent = `Finished: ${first.tokens.length} tokens. ${verdict}`;
+    byId("outcome").textContent = `Finished: ${own.tokens.length} tokens. ${verdict}`;
   } catch (error) {
     spoken.end();
     if (signal.aborted) byId("outcome").textContent = "Stopped.";
@@ -177,7 +186,7 @@ async function start() {
     else if (error.status === 401) byId("key")?.focus();
     else if (error.status === 503 || error.status === 0) look();
   } finally {
-    if (full && !full.times.length) full.line.dataset.empty = "not run";
+    for (const one of order) if (!one.times.length) one.line.dataset.empty = "not run";
     stopping = null;
     busy(false);
   }

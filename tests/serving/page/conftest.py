@@ -124,7 +124,7 @@ class Scripted:
     def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
         return Prompt(tuple(range(len(prompt))))
 
-    job = Service.job
+    job, check_model = Service.job, Service.check_model
 
     def submit(self, jobs: Sequence[Job]) -> Script:
         if self.refuses is not None:

@@ -142,12 +142,15 @@ def test_the_same_prompt_runs_at_full_depth_too(visit: Visit, service: Any) -> N
         {"strategy": "full", "decode": "lossy"},
     ]
     assert (early["inputs"], early["parameters"]) == (full["inputs"], full["parameters"])
+    assert early["parameters"]["cache_prompt"] is False, "else the second finds the prompt of the first"
     differs = page.locator("#tokens-early .tok").evaluate_all("all => all.map(e => e.classList.contains('differs'))")
     assert differs == [False] * 5 + [True] * 3
     assert "full depth: “()”" in page.locator("#tokens-early .tok").nth(5).get_attribute("data-tip")
     assert page.inner_text("#verdict") == "Differs from full depth from token 6 on; keeps 5 of its 8 tokens in place."
     service.differs_at = 99
     assert visitor.run().inner_text("#verdict") == "Same text as full depth, token for token."
+    names = [sent["parameters"]["early_exit"]["strategy"] for sent in visitor.sent[2:]]
+    assert names == ["full", "confidence"], "in turns"
     page.uncheck("#compare")
     visitor.run()
     assert len(visitor.sent) == 5, "two of each comparison, and one"
@@ -190,7 +193,7 @@ def test_drafts_are_told_from_what_full_depth_says(visit: Visit, service: Any) -
     page.select_option("#decode", "lossy")
     visitor.run()
     assert page.locator("[data-lossless]:visible").count() == 0
-    assert visitor.sent[-2]["parameters"]["early_exit"].keys() == {"strategy", "threshold", "decode"}
+    assert visitor.sent[-1]["parameters"]["early_exit"].keys() == {"strategy", "threshold", "decode"}, "its turn"
 
 
 def test_what_a_server_cannot_verify_is_not_offered(visit: Visit, service: Any) -> None:
