@@ -167,7 +167,8 @@ class Model:
             text: the prompt, or its token ids; a list of either is decoded together and gives a list of completions,
                 each what it would be alone, up to rounding.
             strategy: ``NAME[:option=value]…``, or a strategy as an object or class, from wherever it is defined. One
-                that looks at the answer (the oracle) does so meanwhile: its times mean nothing.
+                that looks at the answer (the oracle) does so meanwhile: its times mean nothing. Full depth, what others
+                are compared with, unless named; `harness serve` adds ``decode="lossless+suffix"``, as Results advise.
             kv: what happens to keys and values of skipped layers; ``auto`` for the strategy's own default, which the
                 oracle has in place of any that is not exact.
             max_new_tokens: limit.

@@ -1,6 +1,23 @@
 """Configuration that people write: run configurations, operating points, options; from flags, files or Python."""
 
 from harness.config.run import RunConfig
-from harness.config.strategies import BASELINE, StrategySpec, demo_strategies, parse_all, parse_strategies
+from harness.config.strategies import (
+    ADVISED,
+    ADVISED_DECODE,
+    BASELINE,
+    StrategySpec,
+    demo_strategies,
+    parse_all,
+    parse_strategies,
+)
 
-__all__ = ["BASELINE", "RunConfig", "StrategySpec", "demo_strategies", "parse_all", "parse_strategies"]
+__all__ = [
+    "ADVISED",
+    "ADVISED_DECODE",
+    "BASELINE",
+    "RunConfig",
+    "StrategySpec",
+    "demo_strategies",
+    "parse_all",
+    "parse_strategies",
+]

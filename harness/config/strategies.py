@@ -28,6 +28,12 @@ V = TypeVar("V")
 
 BASELINE = "full"  # the operating point every other one is paired with
 
+ADVISED_DECODE = "lossless+suffix"
+ADVISED = f"{BASELINE}@{ADVISED_DECODE}"
+"""What docs/results advise where nothing may be lost, on both models and every processor measured there: drafts from the
+text itself, and no exits. ``harness serve`` starts with it.
+"""
+
 
 def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
     """Return the operating points of a run that names none, for any model.
@@ -48,7 +54,7 @@ def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
         "hash",
         "oracle",
         f"{BASELINE}@lossless+lookup",
-        f"{BASELINE}@lossless+suffix",
+        ADVISED,
         "classifier@lossless",
         "classifier@lossless+suffix",
     )

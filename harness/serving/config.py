@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.config import ADVISED_DECODE
 from harness.config.decode import DRAFT_MAX, DecodeText, DraftHead, DraftMax
 from harness.config.model import File, KVName, ModelConfiguration, OperatingPoint, Placeholder
 from harness.config.rules import NONE, PromptExitText, StopText
@@ -23,8 +24,8 @@ class ServeConfig(ModelConfiguration):
     strategies: tuple[OperatingPoint, ...] = Field(
         default=(),
         description="NAME[:option=value]… to load; the first is the default of requests that name none. "
-        "Repeatable. Full depth is always loaded. Default: those of a bare `harness run` for which the model has "
-        "what they learned, a learned one first.",
+        "Repeatable. Full depth is always loaded. Default: full depth, and those of a bare `harness run` for which the "
+        "model has what they learned.",
     )
     kv: KVName = Field(
         default=Strategy.default_kv,
@@ -32,7 +33,7 @@ class ServeConfig(ModelConfiguration):
         "`harness list kv`.",
     )
     decode: Annotated[DecodeText, Placeholder("SPEC")] = Field(
-        default="lossless",
+        default=ADVISED_DECODE,
         description="Of requests that do not say: lossless (exits draft and full depth verifies: its tokens, in "
         "bursts), lossless+SOURCE[:option=value]… (a source of `harness list drafts` proposes first), or lossy (what "
         "exits say).",

@@ -185,8 +185,8 @@ def _chosen(written: Sequence[str], info: ModelInfo) -> list[tuple[StrategySpec,
         # How to decode is the server's and each request's, not a strategy's.
         every = usable(build_all([spec for spec in demo if spec.decode is None]), info)
         chosen = [pair for pair in every if not pair[1].upper_bound and pair[0].name != BASELINE]
-        chosen.sort(key=lambda pair: (not pair[1].artefacts(info), not pair[1].probabilistic))
-        chosen = list({spec.name: (spec, strategy) for spec, strategy in reversed(chosen)}.values())[::-1]
+        first = {spec.name: (spec, strategy) for spec, strategy in reversed(chosen)}
+        chosen = [*baseline, *reversed(first.values())]
     return [*chosen, *(pair for pair in baseline if pair[1] not in [strategy for _, strategy in chosen])]
 
 

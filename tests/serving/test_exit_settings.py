@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness.config import demo_strategies, parse_all
+from harness.config import ADVISED, demo_strategies, parse_all
+from harness.config.decode import parse_decode
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError, OptionError
 from harness.models.model import resolve
 from harness.serving.completions import InvalidRequestError
+from harness.serving.config import ServeConfig
 from harness.serving.exit_settings import Settings
 
 
@@ -34,10 +36,14 @@ def test_the_first_is_the_default_and_full_depth_is_always_there(settings: Setti
     assert settings.default.options == {"threshold": 0.7}
 
 
-def test_without_any_those_of_a_bare_run_are_there_and_the_learned_or_surest_leads(info: ModelInfo) -> None:
+def test_without_any_those_of_a_bare_run_are_there_and_what_results_advise_leads(info: ModelInfo) -> None:
     names = [loaded.name for loaded in Settings((), info).loaded]
     assert set(names) < {spec.name for spec in parse_all(demo_strategies(info.exit_points), in_run=True)}
-    assert names[0] == "confidence"  # nothing is trained for this model
+    default = Settings((), info, parse_decode(ServeConfig().decode)).default
+    assert f"{default.name}@{default.decode}" == ADVISED
+    advice = Path("docs/results/index.md").read_text().partition("## What to use")[2].partition("\n\n**")[0]
+    assert f"**Draft with `{ADVISED}`**" in advice
+    assert f"`{ADVISED}`" in Path("docs/tutorials/editor.md").read_text()
     assert set(names) == {"confidence", "fixed", "saturation", "full"}
 
 
@@ -115,10 +121,11 @@ def test_a_strategy_that_cannot_serve_is_refused_before_anything_listens(info: M
 
 
 @pytest.mark.model
-def test_the_shipped_artefacts_lead_and_say_their_threshold() -> None:
+def test_the_shipped_artefacts_are_loaded_and_say_their_threshold() -> None:
     found = resolve(ModelRequest("smollm2-135m"))
     settings = Settings((), found.info)
-    assert settings.loaded[0].name == "classifier"
-    assert settings.loaded[0].artefacts
-    assert 0 < settings.default.options["threshold"] < 1  # type: ignore[operator]
+    assert settings.default.name == "full"
+    classifier = next(loaded for loaded in settings.loaded if loaded.name == "classifier")
+    assert classifier.artefacts
+    assert 0 < classifier.options["threshold"] < 1
     assert {"agent", "heads"} & {option for loaded in settings.loaded for option in loaded.options} == set()
