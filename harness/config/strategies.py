@@ -30,8 +30,8 @@ BASELINE = "full"  # the operating point every other one is paired with
 
 ADVISED_DECODE = "lossless+suffix"
 ADVISED = f"{BASELINE}@{ADVISED_DECODE}"
-"""What docs/results advise where nothing may be lost, on both models and every processor measured there: drafts from the
-text itself, and no exits. ``harness serve`` starts with it.
+"""What docs/results advise where nothing may be lost, on both models and every processor measured there: drafts from
+the text itself, and no exits. ``harness serve`` starts with it.
 """
 
 

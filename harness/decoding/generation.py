@@ -29,6 +29,8 @@ class Generation(Work):
         lossless: whether its tokens are drafted and verified; all of them are then full depth's.
         draft: tokens that wait to be verified; none when it has ended.
         log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
+        prompt_scores: what full depth says of each token of the prompt behind the first, where it was asked for:
+            log-probability, the most probable token, and that one's.
         prompt_reused: first tokens of its prompt that were not read for it, since their keys and values were there.
         overtaken_s: seconds of each request of its editor session that typing overtook before it.
         prefetch_s: seconds of computing before it, while its user typed. prefetched: tokens decoded in them.
@@ -49,6 +51,7 @@ class Generation(Work):
     drafting: DraftWork = field(default_factory=DraftWork)
     rolled_back: DraftWork = field(default_factory=DraftWork)
     log_probabilities: list[float] = field(default_factory=list)
+    prompt_scores: list[tuple[float, int, float]] = field(default_factory=list)
     prompt_reused: int = 0
     overtaken_s: tuple[float, ...] = ()
     prefetch_s: float = 0.0

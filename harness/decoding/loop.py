@@ -35,7 +35,7 @@ from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.prompt_exits import PromptMaps, ShallowPrompt, deepen, read_shallow
-from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
+from harness.decoding.readings import Heads, Scores, best, choices, not_finite, scores, top_probability, undefined
 from harness.decoding.step import Pass, PrefixPass, RowSelection, TokenPass
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, reason
@@ -59,6 +59,7 @@ class _Row:
     started: float
     owner: str | None
     rule: NamedStop | None
+    scored: bool
 
     @property
     def reads_states(self) -> bool:
@@ -128,6 +129,7 @@ class OpenBatch:
         lossless: DraftSettings | None = None,
         rule: NamedStop | None = None,
         prompt_rule: PromptRule | None = None,
+        scored: bool = False,
     ) -> int:
         """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
@@ -143,6 +145,7 @@ class OpenBatch:
             rule: its own stop rule, asked after ``stop``.
             prompt_rule: how deep its prompt's new tokens are read; ``None`` for full depth, which a lossless row wants,
                 and one without a cache.
+            scored: what full depth says of the prompt's tokens is noted. It has no owner, then, and the batch a cache.
 
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
@@ -153,7 +156,7 @@ class OpenBatch:
         reused = self._reuse(row, prompt, owner, begun)
         self._rows[row] = _Row(
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner,
-            rule,
+            rule, scored,
         )  # fmt: skip
         made = self._generations[row] = Generation(lossless=lossless is not None, prompt_reused=reused)
         self._drafting.pop(row, None)
@@ -257,6 +260,14 @@ class OpenBatch:
                 self._backbone, self._rotary, self._cache, maps, rows[0], pieces[0], shallow, max_tokens
             )
         current = PrefixPass(self._backbone, self._rotary, pieces, rows, cache=self._cache, start=start)
+        if self._rows[rows[0]].scored:
+            current.advance(self._backbone.num_layers)
+            behind = self._rows[rows[0]].prompt[start + 1 : start + 1 + len(pieces[0])]
+            states = current.states()[0, : len(behind)]
+            self._generations[rows[0]].prompt_scores += scores(
+                self._backbone, states, behind, self._backbone.num_layers
+            )
+            return None if more else current.hidden()
         if more:
             current.fill()
             return None

@@ -25,8 +25,34 @@ from harness.decoding.packing import pack_near_exact
 from harness.errors import ModelError
 from harness.registry import HEADS, WEIGHTS_FORMATS
 
+CHUNK = 256
+"""Positions whose logits are in memory together where a text is scored."""
+
 COLUMNS = 64
 """Columns of the LM head that are read out at a time."""
+
+
+def scores(backbone: Backbone, states: Tensor, tokens: Sequence[int], layer: int) -> Iterator[tuple[float, int, float]]:
+    """Yield of each token of a text its log-probability after the state at its place, the most probable one, and that
+    one's.
+
+    Args:
+        backbone: the model.
+        states: after so many layers, of the tokens before, ``[n, hidden_size]``.
+        tokens: n of them.
+        layer: whose head reads them.
+
+    Raises:
+        ModelError: they are not finite.
+    """
+    wanted = torch.tensor(tokens, dtype=torch.long, device=states.device)
+    for rows, some in zip(torch.split(states, CHUNK), torch.split(wanted, CHUNK), strict=True):
+        read_states = rows if layer == backbone.num_layers else backbone.exit_state(rows, layer)
+        logits = backbone.logits(read_states).float().log_softmax(-1)
+        values, (best, choices) = logits.gather(1, some[:, None])[:, 0].tolist(), logits.max(-1)
+        if not all(map(math.isfinite, values)):
+            raise not_finite("logits", layer, 1, backbone.dtype)
+        yield from zip(values, choices.tolist(), best.tolist(), strict=True)
 
 
 class Heads:

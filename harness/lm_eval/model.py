@@ -29,7 +29,7 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import OWN_FORMAT, Meter, StopRule, Strategy
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine, decode_in_turn
-from harness.decoding.readings import not_finite
+from harness.decoding.readings import scores
 from harness.decoding.step import PrefixPass
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
@@ -42,10 +42,6 @@ from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint, build_all, operating_points
 
 logger = logging.getLogger(__name__)
-
-
-CHUNK = 256
-"""Positions whose logits are in memory together."""
 
 
 @torch.inference_mode()
@@ -65,16 +61,9 @@ def log_likelihoods(
 
 
 def _score(engine: Engine, states: Tensor, target: Sequence[int], layer: int) -> tuple[float, bool]:
-    total, greedy = 0.0, True
-    backbone, wanted = engine.backbone, torch.tensor(target, device=states.device)
-    for rows, tokens in zip(torch.split(states, CHUNK), torch.split(wanted, CHUNK), strict=True):
-        read = rows if layer == backbone.num_layers else backbone.exit_state(rows, layer)
-        logits = backbone.logits(read).float()
-        total += float(logits.log_softmax(-1).gather(1, tokens[:, None]).sum())
-        greedy = greedy and bool((logits.argmax(-1) == tokens).all())
-    if not math.isfinite(total):
-        raise not_finite("logits", layer, 1, backbone.dtype)
-    return total, greedy
+    found = list(scores(engine.backbone, states, target, layer))
+    greedy = all(best == token for token, (_, best, _) in zip(target, found, strict=True))
+    return math.fsum(value for value, _, _ in found), greedy
 
 
 MAX_GEN_TOKS = 256

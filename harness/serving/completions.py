@@ -76,6 +76,7 @@ class Prompt:
 
     token_ids: tuple[int, ...]
     truncated: int = 0  # tokens cut off because they did not fit
+    begun: int = 0  # first tokens that the server put before what was sent
     suffix: Literal["none", "used", "ignored"] = "none"  # ignored where the model cannot read it and the server may
     before: tuple[int, ...] | None = None  # tokens of the text before a gap; None where the prompt is all there is
     end_token_ids: frozenset[int] = frozenset()  # of its completion
@@ -105,7 +106,18 @@ class Job:
     keep_stop: bool = False  # whether the text that ended it belongs to it
     generate_s: float | None = None  # seconds after its first token when it ends, once there is a line break
     seed: int = 0
+    scored: bool = False  # whether what full depth says of the prompt's tokens is wanted
     owner: str | None = None  # K,V of prompts that begin alike are reused where it is the same; None: neither
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    """A token of the prompt, and what full depth says of it: nothing of the first token of all."""
+
+    text: str
+    logprob: float | None
+    best: str = ""  # text of the most probable token at its place
+    best_logprob: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,7 @@ class Finished:
     energy_j: float | None  # this request's share of what was used while it ran; None without a number
     energy_source: str
     stopped_by: str = ""  # name of the stop rule that ended it
+    echoed: tuple[Echoed, ...] = ()  # the prompt as it was sent, where that was scored
     prompt_shallow: int = 0  # tokens of the prompt whose K,V were not full depth's
 
     @property

@@ -23,7 +23,7 @@ from harness.host.libraries import resolve_device
 from harness.metering import open_meter
 from harness.models.fill_in_the_middle import encode_inside, fill_in_the_middle
 from harness.models.model import resolve
-from harness.registry import ran_out_of_memory
+from harness.registry import KV_POLICIES, ran_out_of_memory
 from harness.serving.completions import DrainingError, InvalidRequestError, Job, LoadingError, Prompt
 from harness.serving.config import ServeConfig, prompt_cap
 from harness.serving.exit_settings import Settings
@@ -113,12 +113,13 @@ class Service:
         generate_s: float | None = None,
         seed: int = 0,
         reuse: bool = True,
+        scored: bool = False,
     ) -> Job:
         """Return the job that a request is: text before the cursor, or its tokens, and text after it, how it exits, and
         the fields of :class:`Job`.
 
         A prompt that is too long is refused, or loses what is far from the cursor (``truncate``). ``reuse`` shares K,V
-        with other prompts of the same owner.
+        with other prompts of the same owner. A prompt that is ``scored`` is read whole, at full depth.
 
         Raises:
             InvalidRequestError: it cannot be served as it is written.
@@ -132,6 +133,8 @@ class Service:
             )
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InvalidRequestError(f"{max_new_tokens} new tokens cannot be made. Send 1 or more, or no limit.")
+        if scored and not KV_POLICIES.load(self.config.kv).facts.keeps_cache:
+            raise InvalidRequestError("echo with logprobs needs a KV cache. Serve with --kv recompute.", "echo")
         return Job(
             prompt=self.encode(prompt, suffix or None, truncate=truncate),
             setting=setting,
@@ -140,7 +143,8 @@ class Service:
             keep_stop=keep_stop,
             generate_s=generate_s,
             seed=seed % 2**63,  # every generator of random numbers takes it
-            owner=owner if reuse else None,
+            scored=scored,
+            owner=owner if reuse and not scored else None,
         )
 
     def check_model(self, name: str | None) -> None:
@@ -171,7 +175,7 @@ class Service:
                 room = len(tokens) + len(after) + self.fim.markers - over
                 tokens, after = self.fim.fit(tokens, after, room)
                 read = with_bos(self._tokenizer, self.fim.token_ids(tokens, after))
-            return Prompt(tuple(read), over, "used", tuple(tokens), ends | self.fim.end_token_ids)
+            return Prompt(tuple(read), over, 0, "used", tuple(tokens), ends | self.fim.end_token_ids)
         if suffix and self.config.suffix == "refuse":
             raise InvalidRequestError(
                 f"{self.model_name} has no fill-in-the-middle tokens and cannot read a suffix. Send none, or serve "
@@ -180,13 +184,14 @@ class Service:
         if not tokens:
             raise InvalidRequestError("the prompt is empty. Send the text before the cursor.")
         start = self._tokenizer.start_ids if isinstance(prompt, str) else ()  # tokens are read as they are sent
-        tokens = tokens[len(start) :] if tuple(tokens[: len(start)]) == start else tokens
+        begins = tuple(tokens[: len(start)]) == start
+        begun, tokens = (0, tokens[len(start) :]) if begins else (len(start), tokens)
         over = self._over(len(start) + len(tokens), truncate=truncate)
         read = [*start, *tokens[over:]]
         marked = None if suffix or self.fim is None else self.fim.before_gap(read)  # by the client, as llm-vscode does
         if self.fim is not None and marked is not None:
-            return Prompt(tuple(read), over, "used", marked, ends | self.fim.end_token_ids)
-        return Prompt(tuple(read), over, "ignored" if suffix else "none", end_token_ids=ends)
+            return Prompt(tuple(read), over, begun, "used", marked, ends | self.fim.end_token_ids)
+        return Prompt(tuple(read), over, begun, "ignored" if suffix else "none", end_token_ids=ends)
 
     def _over(self, tokens: int, *, truncate: bool) -> int:
         """Return how many tokens of a prompt are too many; refuse them where it is not to be truncated."""

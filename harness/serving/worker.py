@@ -29,11 +29,13 @@ from harness.records import Work
 from harness.registry import ran_out_of_memory
 from harness.serving.completions import (
     DrainingError,
+    Echoed,
     Ending,
     Finished,
     GenerationError,
     Job,
     OverloadedError,
+    Prompt,
     ServingError,
 )
 from harness.serving.config import ServeConfig
@@ -320,7 +322,7 @@ class Worker:
         code = None if prompt.before is None else self._tokenizer.decode(prompt.before)
         device = str(self._engine.backbone.device)
         cursor = Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, device, code)
-        exits = job.setting.prompt
+        exits = None if job.scored else job.setting.prompt
         ticket.prompt_reused = self._join(
             idle, job, row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, ticket.answer.submitted,
             start_stop(job.setting.stop, cursor), None if exits is None else exits.rule,
@@ -347,8 +349,9 @@ class Worker:
         if drafts is not None:
             drafts = replace(drafts, rules=self._exits.guarded(drafts.rules))
         return idle.batch.join(
-            row, tokens, max_new_tokens, stop, job.prompt.end_token_ids, started, job.owner, drafts, rule, prompt_rule
-        )
+            row, tokens, max_new_tokens, stop, job.prompt.end_token_ids, started, job.owner, drafts, rule, prompt_rule,
+            job.scored,
+        )  # fmt: skip
 
     def _read(self, batch: OpenBatch) -> None:
         """Read the next piece of a prompt, if there is one."""
@@ -398,7 +401,23 @@ class Worker:
             energy_j=self._energy.end(row),
             energy_source=self._energy.source,
             stopped_by=made.stopped_by,
+            echoed=self._echoed(ticket.job.prompt, made) if ticket.job.scored else (),
             prompt_shallow=0 if self._batch is None else self._batch.shallow(row),
+        )
+
+    def _echoed(self, prompt: Prompt, made: Generation) -> tuple[Echoed, ...]:
+        """Return the tokens of a prompt as they were sent, each with its text."""
+        ids, scores, spell = prompt.token_ids[prompt.begun :], [None, *made.prompt_scores], self._tokenizer.decode
+        text = Transcript(self._tokenizer, ())
+        pieces, before = [], 0
+        for end in range(1, len(ids) + 1):
+            text.follow(ids[:end])
+            whole = text.text if end < len(ids) else text.finish()
+            pieces.append(whole[before:])
+            before = len(whole)
+        return tuple(
+            Echoed(piece, None) if score is None else Echoed(piece, score[0], spell([score[1]]), score[2])
+            for piece, score in zip(pieces, scores[prompt.begun :], strict=True)
         )
 
     def _tell(self, done: Finished) -> None:

@@ -445,23 +445,56 @@ def test_openai_s_logprobs_say_where_each_token_is(server: Any, echo: bool) -> N
     said = choice(whole(server, "openai", tokens=5, logprobs=1, echo=echo))
     assert said["text"] == (PROMPT if echo else "") + plain["text"]
     probable, text = said["logprobs"], said["text"]
-    assert len(probable["tokens"]) == len(said["exit_layers"])
+    assert len(probable["tokens"]) == len(said["exit_layers"]) + (said["x_early_exit"]["prompt_tokens"] if echo else 0)
+    assert "".join(probable["tokens"]) == text if echo else True
     assert all(
         text[at:].startswith(token) for at, token in zip(probable["text_offset"], probable["tokens"], strict=True)
     )
-    assert all(value <= 0 for value in probable["token_logprobs"])
-    pairs = zip(probable["tokens"], probable["token_logprobs"], strict=True)
-    assert probable["top_logprobs"] == [{token: value} for token, value in pairs]
-    events = events_of(server, "openai", tokens=5, logprobs=0, echo=echo)
+    values, tops = probable["token_logprobs"], probable["top_logprobs"]
+    made = [(value, top) for value, top in zip(values, tops, strict=True) if top is not None]
+    assert len(values) - len(made) == echo, "of the first token of all nothing is said"
+    assert all(value <= max(top.values()) <= 0 and value in top.values() for value, top in made)
+    new = slice(len(values) - len(said["exit_layers"]), None)
+    pairs = zip(probable["tokens"][new], values[new], strict=True)
+    assert tops[new] == [{token: value} for token, value in pairs]
+    refused = post(server, "/v1/completions", {"prompt": PROMPT, "echo": True, "logprobs": 0, "stream": True})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "echo")
+    if echo:
+        return
+    events = events_of(server, "openai", tokens=5, logprobs=0)
     assert "".join(choice(event)["text"] for event in events) == text
     streamed = [choice(event)["logprobs"] for event in events if choice(event)["logprobs"] is not None]
     assert all(one["top_logprobs"] is None for one in streamed)
     for key in ("tokens", "text_offset"):
         assert [value for one in streamed for value in one[key]] == probable[key]
     assert plain["logprobs"] is None
-    refused = post(server, "/v1/completions", {"prompt": [1, 2], "echo": True})
-    assert refused.status_code == 400
-    assert "echo" in refused.json()["error"]["message"]
+    spelled = [choice(event)["text"] for event in events_of(server, "openai", tokens=5, echo=True)]
+    assert "".join(spelled) == PROMPT + plain["text"]
+
+
+def test_openai_s_echo_is_the_same_of_text_and_token_ids_and_may_be_all(server: Any) -> None:
+    """Nothing of an earlier prompt is reused."""
+    ids = list(server.service.encode(PROMPT * 12, None, truncate=False).token_ids)
+    asked = {"echo": True, "logprobs": 1, "early_exit": "fixed:layer=4"}
+    answers = [
+        whole(server, "openai", prompt=prompt, tokens=tokens, **asked)
+        for prompt, tokens in ((PROMPT * 12, 1), (ids, 1), (ids, 0), ([ids, ids[:7]], 0))
+    ]
+    text, by_ids, alone, several = answers
+    assert choice(text)["text"] == choice(by_ids)["text"]
+    assert choice(text)["logprobs"] == choice(by_ids)["logprobs"]
+    assert choice(alone)["text"] == PROMPT * 12
+    assert choice(alone)["logprobs"]["token_logprobs"] == choice(text)["logprobs"]["token_logprobs"][:-1]
+    assert (alone["usage"]["completion_tokens"], choice(alone)["finish_reason"]) == (0, "length")
+    first, second = (one["logprobs"]["token_logprobs"] for one in several["choices"])
+    assert (len(first), len(second)) == (len(ids), 7)
+    assert second[1:] == pytest.approx(first[1:7], abs=1e-4)
+    assert choice(whole(server, "openai", prompt=ids, tokens=2, echo=True))["text"].startswith(PROMPT * 12)
+
+
+def test_what_keeps_no_cache_scores_no_prompt(start: Callable[..., Any]) -> None:
+    refused = post(start(kv="none"), "/v1/completions", {"prompt": PROMPT, "echo": True, "logprobs": 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "echo")
 
 
 # ----------------------------------------------------------------------------------------------- Ollama and llama.cpp

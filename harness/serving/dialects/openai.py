@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr, WithJsonSchema
 
 from harness.decoding.generation import Token
-from harness.serving.completions import Finished, InvalidRequestError, Job, ServingError, early_exit_report
+from harness.serving.completions import Echoed, Finished, InvalidRequestError, Job, ServingError, early_exit_report
 from harness.serving.dialects.dialect import (
     PENALTIES,
     SAMPLING,
@@ -99,7 +100,7 @@ class OpenAI(OpenAIAnswer):
 
     prompt: Prompts = Field(description="Text before the cursor, or its token ids, or a list of either.")
     suffix: str | None = Field(default=None, description="Text after the cursor.")
-    echo: Flag = Field(default=False, description="true: begin the text with the prompt, which must be text.")
+    echo: Flag = Field(default=False, description="true: begin the text, and logprobs, with the prompt.")
     logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
         default=None, ge=0, le=1, description="Log probabilities of the tokens; 1: of the most probable one, too."
     )
@@ -109,14 +110,20 @@ class OpenAI(OpenAIAnswer):
     _endings: list[Finished] = PrivateAttr(default_factory=list)
 
     def jobs(self, make: Callable[..., Job]) -> list[Job]:
-        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompt):
-            raise InvalidRequestError("echo = true needs a prompt that is text, not token ids.")
-        how = {"max_new_tokens": self.max_tokens, "stop": self.stop, "seed": self.seed}
+        told = self.logprobs is not None or not all(isinstance(prompt, str) for prompt in self.prompt)
+        scored, nothing = self.echo and told, self.echo and self.max_tokens == 0  # the prompt alone is wanted
+        if (scored or nothing) and (self.stream or self.suffix):
+            raise InvalidRequestError(
+                "echo with logprobs, token ids or max_tokens = 0 is answered whole, and without a suffix. Omit stream "
+                "and suffix, or echo.", "echo",
+            )  # fmt: skip
+        limit = 1 if nothing else self.max_tokens
+        how = {"max_new_tokens": limit, "stop": self.stop, "seed": self.seed, "scored": scored}
         return [make(prompt, self.suffix, **how) for prompt in self.prompt]
 
     def chunk(self, place: int, token: Token) -> Sequence[dict[str, Any]]:
         text, offset = self._next(place, token.text)
-        return self._copied(place, text, None, self._probable([token], "", offset), token_report(token))
+        return self._copied(place, text, None, self._probable((), [token], "", offset), token_report(token))
 
     def last(self, place: int, done: Finished) -> Sequence[dict[str, Any]]:
         self._endings.append(done)
@@ -130,12 +137,14 @@ class OpenAI(OpenAIAnswer):
 
     def whole(self, endings: Sequence[Finished]) -> dict[str, Any]:
         reports = [early_exit_report(done) for done in endings]
+        if self.max_tokens == 0:
+            endings = [replace(done, text="", rest="", tokens=(), ending="length") for done in endings]
         choices = [
             {
-                "text": self._begin(place) + done.text,
+                "text": ("".join(one.text for one in done.echoed) or self._begin(place)) + done.text,
                 "index": place * self.n + copy,
                 "finish_reason": self.reason(done.ending),
-                "logprobs": self._probable(done.tokens, done.rest, len(self._begin(place))),
+                "logprobs": self._probable(done.echoed, done.tokens, done.rest, 0),
                 "exit_layers": reports[place]["exit_layers"],
                 "x_early_exit": reports[place],
             }
@@ -166,14 +175,21 @@ class OpenAI(OpenAIAnswer):
         indices = range(place * self.n, (place + 1) * self.n)
         return [self._head() | {"choices": [{"index": index, **choice}]} | usage for index in indices]
 
-    def _probable(self, tokens: Sequence[Token], rest: str, offset: int) -> dict[str, Any] | None:
+    def _probable(
+        self, echoed: Sequence[Echoed], tokens: Sequence[Token], rest: str, offset: int
+    ) -> dict[str, Any] | None:
         """Return the log probabilities of tokens; what was held back until the ending is the last one's."""
-        if self.logprobs is None or not tokens:
+        if self.logprobs is None or not (echoed or tokens):
             return None
-        pieces = [token.text for token in tokens]
+        all_of_them: list[Echoed | Token] = [*echoed, *tokens]
+        pieces = [one.text for one in all_of_them]
         pieces[-1] += rest
-        values = [finite(token.logprob) for token in tokens]
-        tops = [{piece: value} for piece, value in zip(pieces, values, strict=True)]
+        values = [one.logprob and finite(one.logprob) for one in all_of_them]
+        tops: list[dict[str, float | None] | None] = [
+            None if one.logprob is None else {one.text: one.logprob, one.best: one.best_logprob} for one in echoed
+        ]
+        made = len(echoed)
+        tops += [{piece: value} for piece, value in zip(pieces[made:], values[made:], strict=True)]
         return {
             "tokens": pieces,
             "token_logprobs": values,
