@@ -27,6 +27,25 @@ class NoInterval(StrEnum):
     """A difference of scores that is 0 in all but 7 samples or fewer."""
     UNDEFINED = "costs that have no ratio"
     """A total of 0, or a negative cost."""
+    FLAGGED = "most windows were disturbed, so that no ratio is told"
+    """Something else moved the machine in most windows of one of the two sides."""
+    SAME_WORK = "no layer was left out, so that no gain is claimed"
+    """A gain over full depth by a rule that did all that full depth does."""
+    ESTIMATED = "an estimate made of the time, which it would repeat"
+    """An energy that no sensor measured."""
+
+    @property
+    def brief(self) -> str:
+        """What stands in brackets where an interval would."""
+        return _BRIEF.get(self, TOO_FEW)
+
+
+_BRIEF = {
+    NoInterval.UNDEFINED: MISSING,
+    NoInterval.FLAGGED: "flagged",
+    NoInterval.SAME_WORK: "same work",
+    NoInterval.ESTIMATED: "estimate",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore", allow_inf_nan=False))
@@ -73,12 +92,10 @@ class Estimate:
         return f"{text} {brackets}" if brackets else text
 
     def brackets(self, bound: str, factor: float = 1.0) -> str:
-        """Return ``[low, high]``, ``[too few]``, or nothing where neither an interval nor its absence is known."""
-        if not bound or (self.interval is None and self.no_interval is None):
-            return ""
-        if self.interval is None:
-            return f"[{MISSING if self.no_interval is NoInterval.UNDEFINED else TOO_FEW}]"
-        return f"[{', '.join(written(bound, end * factor) for end in self.interval)}]"
+        """Return ``[low, high]``, why there is none in a word, or nothing where neither is known."""
+        if bound and self.interval is not None:
+            return f"[{', '.join(written(bound, end * factor) for end in self.interval)}]"
+        return f"[{self.no_interval.brief}]" if bound and self.no_interval is not None else ""
 
 
 def written(form: str, number: float) -> str:

@@ -15,6 +15,7 @@ from harness.errors import ConfigError, StoreError, did_you_mean
 from harness.host.files import real_path
 from harness.records import Manifest, TaskRecord
 from harness.records.conditions import layers_of
+from harness.records.estimate import NoInterval
 from reports.comparing.change import AGREEMENT, UNMEASURED, Change, change, compared_metrics, corrected, level_of_both
 from reports.comparing.pairing import JOINED, Matched, agreement_units, pair_units
 from reports.comparing.results import Difference, PointChange, RunChange, notes, overall, verdict
@@ -170,6 +171,13 @@ def _change(metric: Metric, a: RecordedRun, b: RecordedRun, points: tuple[Point,
     before, after, joined = pairs
     differing = sum(row != prompts[1][key] for key, row in prompts[0].items()) if prompts is not None else None
     found = change(metric, before, after, differing=differing)
+    disturbed = metric.is_cost and any(cell.disturbed for cell in cells)
+    if disturbed or not measured:
+        why = NoInterval.FLAGGED if disturbed else NoInterval.ESTIMATED
+        found = replace(
+            found, absolute_interval=None, relative_interval=None, p=None, p_holm=None, no_interval=why,
+            reason=why if disturbed else found.reason,
+        )  # fmt: skip
     fewer = metric.is_cost and found.prompts < len(matched.same)
     rests = f"rests on {found.prompts} of {len(matched.same)} prompts" if fewer else ""
     reason = "; ".join(filter(None, (found.reason, JOINED if joined else "", rests)))

@@ -100,7 +100,7 @@ def verdict(point: PointChange) -> str:
         return "nothing could be compared"
     elif not changes:
         reasons = {_no_change(one) for one in [one for one in worded if one.metric.kind != "work"] or worded}
-        changes = [next(words for words in (NO_CHANGE, TOO_ALIKE, TOO_FEW) if words in reasons)]
+        changes = [next(words for words in (NoInterval.FLAGGED, NO_CHANGE, TOO_ALIKE, TOO_FEW) if words in reasons)]
     same, compared = point.identical
     if compared:
         other = f"{compared - same} of {compared} completions have other tokens"
@@ -139,6 +139,8 @@ def _counted(points: Sequence[PointChange], subject: str, metric: Metric | str, 
 
 def _no_change(one: Change) -> str:
     """Why no change is named: none was found, or none could have been."""
+    if one.no_interval is NoInterval.FLAGGED:
+        return one.no_interval
     return TOO_ALIKE if one.no_interval is NoInterval.FEW_DIFFERING else TOO_FEW if one.too_few else NO_CHANGE
 
 

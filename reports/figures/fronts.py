@@ -79,11 +79,11 @@ class Front:
 def front_of(table: TaskTable, gain: Gain) -> Front | None:
     """Place the rows of a table on two axes; those that lack a coordinate are left out.
 
-    ``None`` where a front means nothing: of random weights, of fewer than two points, of energy that no one sensor
-    measured, and of layers where stop rules cut completions short.
+    ``None`` where a front means nothing: of random weights, of fewer than two points, of ratios where most windows were
+    disturbed, of energy that no one sensor measured, and of layers where stop rules cut completions short.
     """
     speedup, metric = choose_gain(table.table.rows), gain.metric
-    if speedup is None or table.full is None:
+    if speedup is None or table.full is None or (table.table.disturbed and metric.paired):
         return None
     if metric is SPEEDUP:
         metric = speedup

@@ -67,6 +67,7 @@ class TaskTable:
         """The run and how its intervals were made; two or three sentences."""
         row, table, blocks = self.first, self.table, self.blocks
         state = f" This run is not complete: {self.run.state}." if self.run.state else ""
+        state += " Most windows were disturbed, so that no ratio is told." if table.disturbed else ""
         few = f"No intervals: {blocks} blocks of samples are too few."
         return (
             f"Run {self.run.name}: {row.task} ({row.protocol}; {row.source}), {table.size}; {row.model}, {row.weights} "

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from harness.contracts import Metric
 from harness.errors import RegistryError
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, NoInterval
 from harness.registry import METRICS
 from reports.metrics.point import Point
 from reports.statistics.intervals import (
@@ -33,6 +33,7 @@ from reports.statistics.intervals import (
 )
 from reports.statistics.plausible import all_plausible, numbers_of
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
+from reports.summary.measured import Measured, is_measured, total
 
 _Value = TypeVar("_Value")
 
@@ -49,6 +50,11 @@ class Evaluated:
     def distinguishable(self) -> bool:
         """Whether test and interval both say that there is a difference."""
         return is_distinguishable(self.metric, self.estimate)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval excludes no difference, whatever the test says."""
+        return excludes_no_difference(self.metric, self.estimate)
 
     @property
     def too_few(self) -> bool:
@@ -83,10 +89,17 @@ def evaluate(
 
 def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
     """Whether a comparison with full depth passed; false for a metric that is none."""
-    if metric.paired is None or estimate is None or estimate.p_holm is None or estimate.interval is None:
+    if estimate is None or estimate.p_holm is None:
         return False
-    no_difference = 1.0 if metric.paired == "ratio" else 0.0
-    return estimate.p_holm <= LEVEL and not estimate.interval[0] <= no_difference <= estimate.interval[1]
+    return estimate.p_holm <= LEVEL and excludes_no_difference(metric, estimate)
+
+
+def excludes_no_difference(metric: Metric, estimate: Estimate | None) -> bool:
+    """Whether the interval of a comparison, by itself, says that there is a difference."""
+    if metric.paired is None or estimate is None or estimate.interval is None:
+        return False
+    low, high = estimate.interval
+    return not low <= (1.0 if metric.paired == "ratio" else 0.0) <= high
 
 
 def can_tell(metric: Metric, estimates: Sequence[Estimate | None]) -> bool:
@@ -143,12 +156,27 @@ def _percentile(metric: Metric, percent: float, point: Point, found: float) -> E
 
 def _ratio(metric: Metric, point: Point, found: list[Pair] | None, left_out: Counter[str]) -> Estimate | None:
     """The ratio of paired costs; full depth itself has 1 by definition, without interval or test."""
-    if point.cell is point.reference(metric.against):
+    reference = point.reference(metric.against)
+    if point.cell is reference:
         return Estimate(value=1.0) if point.samples and found is not None else None
     pairs = _usable(metric, found or [], left_out)
-    value, interval = paired_ratio(pairs), ratio_interval(pairs)
+    value = paired_ratio(pairs)
+    if value is None or reference is None:
+        return None
+    interval = _no_evidence(metric, point, reference, value) or ratio_interval(pairs)
     p = ratio_p(pairs) if isinstance(interval, tuple) else None
-    return None if value is None else Estimate.of(value, interval, p=p, n=len(pairs))
+    return Estimate.of(value, interval, p=p, n=len(pairs))
+
+
+def _no_evidence(metric: Metric, point: Point, reference: Measured, value: float) -> NoInterval | None:
+    """Say why a ratio of costs says nothing of the operating point, however many pairs it has."""
+    if not metric.is_cost:
+        return None
+    if point.cell.disturbed or reference.disturbed:
+        return NoInterval.FLAGGED
+    if metric.kind == "energy" and not is_measured(total(point.windows)[0], point.manifest.meter):
+        return NoInterval.ESTIMATED
+    return NoInterval.SAME_WORK if value > 1 and point.does_the_work_of(reference) else None
 
 
 def _differences(

@@ -116,6 +116,22 @@ class Point:
         same = (self.cell.samples[key].token_ids == self.full.samples[key].token_ids for key in both)
         return bool(both) and all(same)
 
+    def does_the_work_of(self, full: Measured) -> bool:
+        """Whether every layer ran for every token, as at a full depth, and nothing was drafted or ended early.
+
+        What it gains over that is chance or the harness, and no strategy's.
+        """
+        cell, layers = self.cell, self.model.num_layers
+        here, there = cell.conditions, full.conditions
+        return (
+            (cell.regime, here.cached, here.batch_size) == (full.regime, there.cached, there.batch_size)
+            and not (cell.point.black_box or cell.point.stop or cell.point.prompt_exit or cell.point.prefetch)
+            and all(
+                not one.drafts and one.finish_reason != "strategy" and set(cell.decoded_layers(one)) <= {layers}
+                for one in self.samples
+            )
+        )
+
     @cached_property
     def model(self) -> ModelRecord:
         """The model as it ran, in the operating point's weights format."""

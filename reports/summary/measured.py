@@ -64,6 +64,11 @@ class Measured:
         """Windows in which something else moved the machine."""
         return [window for window in self.windows.values() if not CONTAMINATED.isdisjoint(window.flags)]
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else moved the machine in most of its windows: its costs are no evidence."""
+        return 2 * len(self.flagged) > len(self.windows)
+
     def unflagged(self) -> Measured:
         """Return the same without those windows and their samples."""
         left_out = {window.window for window in self.flagged}

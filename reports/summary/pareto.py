@@ -1,8 +1,8 @@
 """Which operating points are worth having: the front of text kept (exact prefix) against speed-up, as tables show them.
 
 On the front is a row that is faster than full depth beyond chance (interval and corrected test), or full depth itself,
-unless the table has one that keeps as much text and is as fast. Where so few blocks were measured that no row could be
-told from full depth there is no front. The oracle is a bound and never a candidate.
+unless the table has one that keeps as much text and is as fast. Where no row could be told from full depth,
+because of few blocks or disturbed windows, there is no front. The oracle is a bound and never a candidate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST, SPEEDUP_OVER
 from reports.tables.result import is_candidate, is_reference, split_tables
 
 TEXT_KEPT = EXACT_PREFIX
-NO_FRONT = "no front: too few blocks of samples to tell an operating point from full depth"
+NO_FRONT = "no front: nothing could be told from full depth, with too few blocks of samples or most windows flagged"
 
 
 def common_speedup(rows: Sequence[SummaryRow]) -> Metric:

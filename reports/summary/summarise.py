@@ -37,7 +37,9 @@ from reports.summary.pareto import mark_front
 
 NOT_DISTINGUISHABLE = "not distinguishable from full depth"
 TOO_FEW = "too few pairs to tell"
+AFTER_CORRECTION = " after correction"  # for as many comparisons, of an interval that excludes no difference
 EXACT = "full depth's tokens"
+_NO_EVIDENCE = {NoInterval.UNDEFINED, NoInterval.FLAGGED, NoInterval.SAME_WORK, NoInterval.ESTIMATED}
 _FOREIGN = "It is damaged or foreign; start a new run with `harness run`."
 
 
@@ -196,11 +198,11 @@ def verdict(point: Point, found: Mapping[Metric, Evaluated], *, energy_measured:
         return "; ".join([EXACT, *(_words(one, point) for one in costs)])
     if not told and not point.manifest.timed:
         return None
-    if all(one.too_few for one in told):
-        reasons = {_too_few(one.estimate) for one in told if one.estimate is not None}
+    reasons = {_too_few(one.estimate) for one in told if one.estimate is not None and one.too_few}
+    if all(one.too_few for one in told) and not reasons & _NO_EVIDENCE:
         return reasons.pop() if len(reasons) == 1 else TOO_FEW
-    if not any(one.distinguishable or one.too_few for one in told):
-        return NOT_DISTINGUISHABLE
+    if not reasons and not any(one.distinguishable for one in told):
+        return f"{NOT_DISTINGUISHABLE}{AFTER_CORRECTION * any(one.apart for one in told)}"
     return "; ".join(_words(one, point) for one in told)
 
 
@@ -210,7 +212,8 @@ def _words(one: Evaluated, point: Point) -> str:
     assert found is not None
     against = "" if full is None or full is point.full else f" (against {full.point.name})"
     if not one.distinguishable:
-        return f"{wording.noun}{': ' + _too_few(found) if one.too_few else ' not distinguishable'}{against}"
+        why = f": {_too_few(found)}" if one.too_few else f" not distinguishable{AFTER_CORRECTION * one.apart}"
+        return f"{wording.noun}{why}{against}"
     good = (found.value > 0) is (one.metric.better != "lower")
     numbers, number, unit = [found.value, *(found.interval or ())], "{:.3f}", ""
     if one.metric.paired == "ratio":
@@ -226,8 +229,8 @@ def _too_few(found: Estimate) -> str:
     reason = found.no_interval
     if reason is NoInterval.FEW_DIFFERING:
         return f"{reason} to tell ({found.differing} of {found.samples})"
-    if reason is NoInterval.UNDEFINED:
-        return reason
+    if reason in _NO_EVIDENCE:
+        return str(reason)
     return TOO_FEW if reason is None else f"{reason} to tell"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.contracts import Metric, numbers
 from harness.records.conditions import in_one_table
-from harness.records.estimate import MISSING, Estimate
+from harness.records.estimate import MISSING, Estimate, NoInterval
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.faithfulness import EXACT_PREFIX
@@ -25,12 +25,16 @@ LEGEND = (
     ("◇", "an upper bound, not a candidate"),
     ("*", "differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference"),
     ("[too few]", "too few blocks, samples, or samples that differ for an interval, so neither interval nor test"),
+    ("[flagged]", "something else moved the machine in most windows, of this row or of full depth: no ratio is told"),
+    ("[same work]", "no layer was left out and nothing drafted, so a gain is not the strategy's"),
+    ("[estimate]", "made of the time, which an interval would repeat"),
     (MISSING, "not measured, or not defined"),
 )  # fmt: skip
 """Marks in tables and what each means, wherever that is told."""
 _LOSSLESS = ("@lossless", "what exits or a draft source say is verified, and full depth's tokens come out")
 _KEEP = ("@keep=", "keys and values that a request of an editor session leaves to the next; none is cold")
 _STOP = ("@stop=", "a rule ends completions early; what is left is scored against the whole reference")
+_WITHHELD = (NoInterval.FLAGGED, NoInterval.SAME_WORK)
 _MOVED = 3  # rows named whose speed-up flagged windows moved, those that they moved most
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
@@ -85,6 +89,12 @@ class ResultTable:
         """Samples and repeats, as a range where operating points differ."""
         n, repeats = _span([row.n for row in self.rows]), _span([row.repeats for row in self.rows])
         return f"n = {n} samples × {repeats} repeat{'' if repeats == '1' else 's'}"
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else moved the machine in most windows, all of them or full depth's."""
+        counted, flagged = sum(row.windows for row in self.rows), sum(row.flagged for row in self.rows)
+        return 2 * flagged > counted or 2 * self.rows[0].flagged > self.rows[0].windows
 
     @property
     def uneven(self) -> bool:
@@ -169,9 +179,12 @@ def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
 def legend(rows: Iterable[SummaryRow]) -> tuple[tuple[str, str], ...]:
     """Return the marks of these rows and what each means."""
     rows = list(rows)
+    reasons = {one.no_interval for row in rows for one in row.metrics.values() if one.no_interval is not None}
+    there = {f"[{reason.brief}]" for reason in reasons}
+    signs = ((sign, meaning) for sign, meaning in LEGEND if not sign.startswith("[") or sign in there)
     named = [(_LOSSLESS, any(row.lossless for row in rows)), (_STOP, any(row.stop for row in rows))]
     named.append((_KEEP, len({row.keep for row in rows} - {""}) > 1))
-    return (*LEGEND, *(sign for sign, there in named if there))
+    return (*signs, *(sign for sign, used in named if used))
 
 
 def _span(values: Sequence[int]) -> str:
@@ -258,5 +271,6 @@ def _column(rows: Sequence[SummaryRow], metric: Metric) -> Column:
         intervals="low" in metric.parts,
         needs_interval=bool(metric.paired),
         priority=math.inf if metric.restates and metric.against != "full" else metric.priority,
+        tones=tuple("faint" if one is not None and one.no_interval in _WITHHELD else "" for one in estimates),
         marks=tuple("*" if one is not None and is_distinguishable(metric, one) else "" for one in estimates),
     )

@@ -316,7 +316,7 @@ def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
             tone = table.tones[row] if table.tones else ""
             grid.add_row(
                 *(
-                    Text(texts[row], STYLES[column.tones[row] if column.tones else tone])
+                    Text(texts[row], STYLES[(column.tones and column.tones[row]) or tone])
                     for column, texts in zip(table.columns, cells, strict=True)
                 )
             )

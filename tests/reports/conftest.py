@@ -98,7 +98,9 @@ class RunBuilder:
         }  # fmt: skip
         if values.get("error") is None:
             tokens = values.get("token_ids", (1, 2, 3))
-            layers = values.get("exit_layers", (LAYERS,) * len(tokens))
+            strategy, _, lossless = point.partition("@lossless")
+            rule = strategy.partition(":")[0].partition("@")[0] not in ("full", "endpoint") and not lossless
+            layers = values.get("exit_layers", (LAYERS, *(LAYERS - rule,) * (len(tokens) - 1)))
             decoded = layers if self.kv == "none" else layers[1:]
             defaults |= {
                 "token_ids": tokens,
@@ -110,6 +112,7 @@ class RunBuilder:
                 "lm_head_evaluations": len(decoded),
                 "text": "x",
                 "reference": "x",
+                "drafts": int("@lossless" in point),
             }
         return SampleRecord.model_validate(defaults | values)
 

@@ -6,18 +6,22 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from random import Random
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from harness.errors import ConfigError, StoreError
+from harness.records.estimate import NoInterval
 from harness.records.machine import MachineRecord
 from reports.comparing.compare import compare_runs
 from reports.comparing.conditions import judge, parse_condition
 from reports.comparing.document import comparison_document, comparison_markdown, tables
 from reports.comparing.results import RunChange
 from reports.recorded import RecordedRun
+from reports.statistics.significance import LEVEL, holm
 from reports.tables.table import Table
 from reports.tables.writers import escape_markdown, to_terminal
 
@@ -186,6 +190,52 @@ def test_another_use_of_cuda_graphs_has_no_ratio_on_cuda_alone(recorded: Make) -
             for name, graphs in (("a", {}), ("b", {"graphs": "off"}))
         ]
         assert compared(*runs).points[1].of("latency_p50_s").reason.startswith(reason or "an interval needs")
+
+
+def test_each_column_of_a_task_is_corrected_for_all_of_its_operating_points(build: type[Any]) -> None:
+    """Every p-value that decides is Holm's over the points of its task: no fewer, and not those of another task."""
+    rules, tasks = [f"fixed:layer={layer}" for layer in range(2, 8)], ("py150", "javacorpus")
+    generator = Random(3)
+    both = []
+    for gain in (1.0, 0.985):
+        run = build(points=("full", *rules), tasks=tasks)
+        for block, task, point in product(range(10), tasks, run.points):
+            took = generator.gauss(1, 0.02) * (gain if point in rules[:4] else 1)
+            run.window(point, {"latency_s": took, "ttft_s": 0.1, "token_times_s": (0.1, 0.5, took)}, block=block,
+                       duration=took, task=task)  # fmt: skip
+        both.append(run.recorded(f"runs/{gain}"))
+    found = compared(*both)
+    tested = overturned = 0
+    for task in tasks:
+        columns = zip(*(point.changes for point in found.points if point.task == task), strict=True)
+        for column in columns:
+            assert [one.p_holm for one in column] == holm([one.p for one in column])
+            assert {one.family for one in column} == {max(1, sum(one.p is not None for one in column))}
+            tested += sum(one.p is not None for one in column)
+            overturned += sum(
+                one.p <= LEVEL < one.p_holm and not one.distinguishable for one in column if one.p is not None
+            )
+    assert tested
+    assert overturned, "some change alone would have passed, and must not"
+
+
+def test_costs_that_are_no_evidence_are_shown_without_interval_or_star(recorded: Make) -> None:
+    before, after = (
+        recorded(name, seconds=seconds(of), energy=("estimate", of)) for name, of in (("a", 1.0), ("b", 2.0))
+    )
+    energy = compared(before, after).points[0].of("energy_j_per_token")
+    assert energy.relative == pytest.approx(3.0)
+    assert (energy.interval, energy.p, energy.distinguishable) == (None, None, False), "it would repeat the time"
+    assert compared(before, after).points[0].of("latency_p50_s").distinguishable
+    after = replace(after, windows=tuple(one.model_copy(update={"flags": ("foreign-cpu",)}) for one in after.windows))
+    found = compared(before, after)
+    for point in found.points:
+        costs = [one for one in point.changes if one.metric.is_cost and one.value is not None]
+        assert costs
+        assert {(one.interval, one.p, one.distinguishable) for one in costs} == {(None, None, False)}
+    assert "slower" not in found.verdict
+    assert NoInterval.FLAGGED in found.verdict
+    assert "[flagged]" in comparison_markdown(found, []).replace("\\", "")
 
 
 def test_energy_needs_one_source(recorded: Make) -> None:

@@ -92,7 +92,7 @@ def test_prompts_of_a_block_share_a_window(build: type[Any]) -> None:
     single = units_of("exit_layer_mean", fixed)
     assert len(single) == 4
     added = by_block(find_metric("exit_layer_mean"), single, fixed.cell)
-    assert next(iter(added.values())) == (80.0, 8.0)  # two prompts, two decoded tokens and two repeats each
+    assert next(iter(added.values())) == (72.0, 8.0)  # 9 layers: two prompts, tokens and repeats each
 
 
 def test_windows_are_blocks_and_repeats_add_up(build: type[Any]) -> None:

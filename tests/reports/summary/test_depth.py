@@ -159,7 +159,7 @@ def test_no_share_without_an_oracle_or_when_it_skipped_nothing(build) -> None:
     assert run.row(FULL).value("oracle_share") is None
     run = build(points=(FULL, "oracle"), kv="recompute")
     run.window(FULL, {})
-    run.window("oracle", {})
+    run.window("oracle", {"exit_layers": (10, 10, 10)})
     assert run.row(FULL).value("oracle_share") is None
 
 

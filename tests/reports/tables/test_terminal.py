@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from math import exp
+from random import Random
 from typing import Any
 
 import pytest
 from rich.console import Console
+from scipy.special import stdtrit
 
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import Summary, SummaryRow
+from reports.statistics.intervals import Pair
+from reports.statistics.significance import LEVEL, ratio_p
 from reports.tables.conclusion import conclusion
 from reports.tables.report import brief, render
 from reports.tables.result import ResultTable, columns_of, headline_columns, split_tables
@@ -133,7 +138,9 @@ SURE, UNSURE = 0.01, 0.6
 def row(name: str, speedup: Any = None, edit: Any = None, **more: Any) -> SummaryRow:
     """Value, low, high and corrected p of speed-up and of the difference in edit similarity."""
     found = {"speedup": speedup, "edit_similarity_difference": edit}
-    metrics = {key: Estimate.of(one[0], (one[1], one[2]), p=one[3], p_holm=one[3]) for key, one in found.items() if one}
+    metrics = {
+        key: Estimate.of(one[0], (one[1], one[2]), p=one[3], p_holm=one[3], n=60) for key, one in found.items() if one
+    }
     given = {
         "strategy": name, "options": {}, "task": "py150", "language": "python", "protocol": "green-code", "source": "s",
         "model": "tiny", "weights": "pretrained", "kv": "recompute", "batch_size": 1, "dtype": "float32", "n": 60,
@@ -148,6 +155,7 @@ SAFE = row("safe", (1.2, 1.1, 1.3, SURE), (-0.01, -0.05, 0.03, UNSURE))
 SLOW = row("slow", (0.8, 0.7, 0.9, SURE), (0.0, -0.1, 0.1, UNSURE))
 SLOWEST = row("slowest", (0.5, 0.4, 0.6, SURE), (0.0, -0.1, 0.1, UNSURE))
 CHANCE = row("chance", (1.4, 0.9, 2.0, UNSURE), (0.0, -0.1, 0.1, UNSURE))
+ALIKE = row("alike", (0.99, 0.9, 1.1, UNSURE), (0.0, -0.1, 0.1, UNSURE))
 UNTRIED = row("untried", (1.5, 1.4, 1.6, SURE))
 UNTRIED = UNTRIED.model_copy(
     update={"metrics": {**UNTRIED.metrics, "edit_similarity_difference": Estimate.of(-0.1, NoInterval.FEW_PAIRS)}}
@@ -188,8 +196,14 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
         ),
         (
             [SLOW, CHANCE],
-            "Use full depth: none of 2 operating points is faster beyond chance. That does not make them equal: more "
-            "samples (--limit) tell smaller differences.",
+            "Use full depth until more is known. The best candidate of 2 is chance, 1.40× [0.90, 2.00]: its interval "
+            "includes 1, so it may not be faster at all. If it is as fast as that, about 210 samples would tell "
+            "(--limit 210).",
+        ),
+        (
+            [SLOW, ALIKE],
+            "Use full depth: none of 2 operating points was measured as faster. The fastest of them is alike "
+            "(words of alike).",
         ),
         (
             [SLOWEST, SLOW, ORACLE],
@@ -201,6 +215,32 @@ ORACLE = row("oracle", (3.0, 2.9, 3.1, SURE), (0.0, -0.1, 0.1, UNSURE), rehearse
 )
 def test_what_a_table_comes_to(rows: list[SummaryRow], said: str) -> None:
     assert conclusion(ResultTable((FULL, *rows), "a machine")) == said
+
+
+def test_the_best_candidate_is_told_with_what_it_lacks_beside_six_intervals_above_1() -> None:
+    """Issue 62: none passes the test corrected for six, and no sentence may deny the intervals in the column."""
+    rows = [row(f"rule{place}", (1.09, 1.01, 1.18, p)) for place, p in enumerate((0.3, 0.3, 0.13, 0.2, 0.3, 0.3))]
+    said = conclusion(ResultTable((FULL, *rows), "a machine"))
+    assert "rule2, 1.09× [1.01, 1.18]" in said
+    assert "corrected for 6 p is 0.13, above 0.05" in said
+    assert "beyond chance" not in said
+
+
+@pytest.mark.parametrize("tests", [1, 6])
+def test_as_many_samples_as_are_named_would_tell_four_times_in_five(tests: int) -> None:
+    """Simulated runs of that size, with the gain and scatter of the first, pass as the clearest of so many tests."""
+    generator, gain, scatter = Random(1), 1.03, 0.1
+    half = stdtrit(59, 0.975) * scatter * (2 / 60) ** 0.5
+    seen = (gain, gain * exp(-half), gain * exp(half), 0.3)  # what a run of 60 samples would show
+    said = conclusion(ResultTable((FULL, *(row(f"rule{place}", seen) for place in range(tests))), "a machine"))
+    named = re.search(r"--limit (\d+)\)", said)
+    assert named is not None
+    runs = (
+        [Pair(gain * generator.gauss(1, scatter), generator.gauss(1, scatter)) for _ in range(int(named[1]))]
+        for _ in range(100)
+    )
+    passed = sum((ratio_p(pairs) or 1.0) * tests <= LEVEL for pairs in runs)
+    assert 68 <= passed <= 92  # three standard deviations around 80
 
 
 def test_what_cannot_be_compared_is_told_why() -> None:
