@@ -142,7 +142,7 @@ def certified(runs: Iterable[RecordedRun]) -> set[Setting]:
             if not drawn:
                 continue
             table = np.array([[each[name] for name in drawn] for each in losses])
-            tests = certified_by_tests(table, target.risk, delta, P_VALUES["empirical-bernstein"])
+            tests = certified_by_tests(table, target.risk, delta, P_VALUES["betting"])
             text = stream(task.source, task.language)
             passed = [point for point, p in zip(points, tests, strict=False) if p <= delta]
             sure |= {setting(text, point.strategy, point.options) for point in passed}

@@ -12,7 +12,7 @@ from harness.records.manifest import TaskRecord
 from harness.records.record import Count, Positive, Record
 
 Method: TypeAlias = Literal["learn-then-test", "conformal"]
-PValueName: TypeAlias = Literal["empirical-bernstein", "hoeffding-bentkus"]
+PValueName: TypeAlias = Literal["betting", "hoeffding-bentkus"]
 Unit: TypeAlias = Literal["document", "project"]
 Share = Field(ge=0, le=1)
 

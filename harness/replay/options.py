@@ -130,7 +130,10 @@ class Certainty(Configuration):
     confidence: float = Field(
         default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
     )
-    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
+    p_value: PValueName = Field(
+        default="betting",
+        description="How a threshold is tested: Waudby-Smith and Ramdas' betting martingale, or Hoeffding-Bentkus",
+    )
 
 
 class CalibrateOptions(Certainty, RunConfig):

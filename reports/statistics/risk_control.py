@@ -43,13 +43,13 @@ def hoeffding_bentkus(losses: Losses, risk: float, delta: float = 0.05) -> float
     return min(1.0, hoeffding, math.e * float(bdtr(math.ceil(n * mean - 1e-9), n, risk)))
 
 
-def empirical_bernstein(losses: Losses, risk: float, delta: float = 0.05) -> float:
-    """Return the p-value of bets sized by the empirical variance, of "the risk is above ``risk``".
+def betting_martingale(losses: Losses, risk: float, delta: float = 0.05) -> float:
+    """Return the p-value of Waudby-Smith and Ramdas' betting martingale, of "the risk is above ``risk``".
 
     ``1 / max_i Π_{j ≤ i} (1 + ν_j (ε − loss_j))``, where ``ν_j = min(1, sqrt(2 ln(1/δ) / (n σ²_{j−1})))`` looks at
     the documents before j only: the one-sided test of Waudby-Smith and Ramdas 2020 (arXiv 2010.09686) with the bets
-    that Bates et al. 2021 (arXiv 2101.02703) size so. It gains where losses vary little. The order of the documents
-    counts, and must not depend on their losses.
+    that Bates et al. 2021 (arXiv 2101.02703) size by the empirical variance. It gains where losses vary little. The
+    order of the documents counts, and must not depend on their losses.
     """
     count = np.arange(1, len(losses) + 1)
     means = (0.5 + np.cumsum(losses)) / (1 + count)
@@ -60,7 +60,7 @@ def empirical_bernstein(losses: Losses, risk: float, delta: float = 0.05) -> flo
     return math.exp(-max(0.0, float(wealth.max())))
 
 
-P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "empirical-bernstein": empirical_bernstein}
+P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "betting": betting_martingale}
 
 
 def certified_by_tests(losses: Losses, risk: float, delta: float, p_value: PValue) -> list[float]:

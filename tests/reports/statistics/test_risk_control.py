@@ -11,10 +11,10 @@ import pytest
 from reports.statistics.risk_control import (
     P_VALUES,
     Losses,
+    betting_martingale,
     certified_by_tests,
     certified_in_expectation,
     documents_needed,
-    empirical_bernstein,
     expectation_bounds,
     fewest_documents,
     fewest_in_expectation,
@@ -47,12 +47,12 @@ def test_hoeffding_bentkus_by_hand() -> None:
 def test_bets_by_hand() -> None:
     """Two documents, δ = e^-2: the first bet is min(1, sqrt(4 / (2 · 0.25))) = 1."""
     delta = math.exp(-2)
-    assert empirical_bernstein(np.array([0.0, 0.0]), 0.5, delta) == pytest.approx(1 / 1.5**2)
+    assert betting_martingale(np.array([0.0, 0.0]), 0.5, delta) == pytest.approx(1 / 1.5**2)
     # the second bet is min(1, sqrt(4 / (2 σ²))), σ² = (1/4 + (1 − 3/4)²) / 2 = 5/32: 1 again; the maximum is before it
-    assert empirical_bernstein(np.array([0.0, 1.0]), 0.5, delta) == pytest.approx(1 / 1.5)
-    assert empirical_bernstein(np.array([1.0, 0.0]), 0.5, delta) == 1  # wealth ½, then ¾
+    assert betting_martingale(np.array([0.0, 1.0]), 0.5, delta) == pytest.approx(1 / 1.5)
+    assert betting_martingale(np.array([1.0, 0.0]), 0.5, delta) == 1  # wealth ½, then ¾
     # δ = e^-1/8: sqrt(2 / 8 / (2 · 0.25)) = sqrt(1/2) is staked
-    assert empirical_bernstein(np.array([0.0, 1.0]), 0.5, math.exp(-1 / 8)) == pytest.approx(1 / (1 + 0.5 * 0.5**0.5))
+    assert betting_martingale(np.array([0.0, 1.0]), 0.5, math.exp(-1 / 8)) == pytest.approx(1 / (1 + 0.5 * 0.5**0.5))
 
 
 @every_p_value
@@ -113,7 +113,7 @@ def test_conformal_risk_control_holds_in_expectation() -> None:
 def test_how_many_documents_it_takes() -> None:
     assert fewest_documents(0.05, 0.05, hoeffding_bentkus) == 59  # 0.95^58 = 0.0510
     assert fewest_documents(0.02, 0.05, hoeffding_bentkus) == 149
-    assert fewest_documents(0.05, 0.05, empirical_bernstein) == 63
+    assert fewest_documents(0.05, 0.05, betting_martingale) == 63
     assert fewest_documents(1e-6, 0.05, hoeffding_bentkus) is None  # 2,995,731
     assert [fewest_in_expectation(risk) for risk in (0.05, 0.1, 0.3)] == [19, 9, 3]  # 1 / (n + 1) ≤ ε
 
