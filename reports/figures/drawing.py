@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -111,6 +111,13 @@ def shortened(name: str, longest: int = 44) -> str:
     """Return a name for a legend, in one line; of a long one beginning and end."""
     line, half = one_line(name), (longest - 1) // 2
     return line if len(line) <= longest else f"{line[: longest - 1 - half]}…{line[-half:]}"
+
+
+def told_apart(names: Iterable[str], longest: int = 44) -> list[str]:
+    """Return names for one plot, shortened but no two different ones to the same text: then all are longer."""
+    lines = [one_line(name) for name in names]
+    drawn = ([shortened(line, room) for line in lines] for room in count(longest, 4))
+    return next(labels for labels in drawn if len(set(labels)) == len(set(lines)))
 
 
 def parted(items: Sequence[T], most: int) -> Iterator[tuple[str, str, Sequence[T]]]:

@@ -6,6 +6,7 @@ front really differ is not tested.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -155,6 +156,7 @@ def _points(
 
     labels, handles, reached = [], dict[str, Any](), []
     legend, names = names_of(placed.rows)
+    entries = dict(zip(legend, drawing.told_apart(legend.values()), strict=True))
     for row, best, beyond, name in zip(placed.rows, placed.on_front, placed.edge, names, strict=True):
         across, up = row.estimate(placed.gain), row.estimate(TEXT_KEPT)
         assert across is not None
@@ -170,7 +172,7 @@ def _points(
         axes.plot(x, y, **shape, markerfacecolor=filled, markersize=size, zorder=4 if best else 3)
         labels.append((x, y, name if best or len(placed.rows) <= many else ""))
         reached += [(x, y)] * beyond
-        label = drawing.shortened(legend[row.strategy]) + (" (a bound)" if bound else "")
+        label = entries[row.strategy] + (" (a bound)" if bound else "")
         handles.setdefault(label, Line2D([], [], **shape, markerfacecolor="white"))
     if any(placed.on_front):
         handles["front (filled: beyond chance)"] = Line2D(
@@ -194,7 +196,8 @@ def names_of(rows: Sequence[SummaryRow]) -> tuple[dict[str, str], list[str]]:
 
     Options that a strategy has one value of stand in the legend, those that it has several of at the points; where it
     has one value of each, its points say them all. For example ``rl:threshold=0.9:seed=1`` and
-    ``rl:threshold=0.5:seed=1@lossless`` are *rl: threshold (seed=1)*, with *0.9* and *0.5 lossless*.
+    ``rl:threshold=0.5:seed=1@lossless`` are *rl: threshold (seed=1)*, with *0.9* and *0.5 lossless*. A point whose
+    label another one has, or that would name its decoding alone, names its strategy too, and at the worst all of it.
     """
     parsed = []  # options of ``strategy:key=value:…@suffix@…``, and its suffixes
     for row in rows:
@@ -214,7 +217,14 @@ def names_of(rows: Sequence[SummaryRow]) -> tuple[dict[str, str], list[str]]:
         " ".join([*(_short(options[key]) for key in shown[row.strategy] if key in options), *suffixes])
         for row, (options, suffixes) in zip(rows, parsed, strict=True)
     ]
-    return legend, labels
+    shared = Counter(labels)
+    for place, (row, (_, suffixes)) in enumerate(zip(rows, parsed, strict=True)):
+        label = labels[place]
+        if label and (shared[label] > 1 or label == " ".join(suffixes)):
+            labels[place] = f"{_short(row.strategy)} {label}"
+    shared = Counter(labels)
+    whole = drawing.told_apart((row.operating_point for row in rows), 2 * _LONGEST_VALUE)
+    return legend, [name if label and shared[label] > 1 else label for label, name in zip(labels, whole, strict=True)]
 
 
 def _short(text: str) -> str:

@@ -64,7 +64,7 @@ def _draw(run: RecordedRun, one: Attribution, width: Width) -> Canvas:
     height = (0.34 if width == "text" else 0.24) * len(one.rows) + 1.0
     canvas, (bars, points) = drawing.panels(width, 2, height, across=2, sharey=True, **ratios)
     _stack(bars, one, scale)
-    names = [drawing.shortened(row.operating_point, 34 if width == "text" else 24) for row in one.rows]
+    names = drawing.told_apart((row.operating_point for row in one.rows), 34 if width == "text" else 24)
     bars.set_yticks(range(len(one.rows)), names)
     bars.invert_yaxis()
     bars.set(xlabel=f"{label} of a request ({unit})", title="by the fit")

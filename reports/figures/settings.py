@@ -210,10 +210,11 @@ def _draw_lines(table: TaskTable, lines: Mapping[str, Sequence[SummaryRow]], wid
     lengths = sorted({row.draft_max or 0 for rows in shown.values() for row in rows})
     canvas, grid = drawing.panels(width, len(_PANELS), 2.1, across=3)
     for axes, metric in zip(grid, _PANELS, strict=True):
-        for place, ((name, rows), look) in enumerate(zip(shown.items(), drawing.LOOKS, strict=False)):
+        labels = drawing.told_apart(shown, 50)
+        for place, (label, rows, look) in enumerate(zip(labels, shown.values(), drawing.LOOKS, strict=False)):
             apart = 2 ** (0.06 * (place - (len(shown) - 1) / 2))  # so that bars at one length can be told apart
             known = {apart * (row.draft_max or 0): one for row in rows if (one := row.estimate(metric))}
-            drawing.curve(axes, [*known], [*known.values()], look, label=drawing.shortened(name, 50))
+            drawing.curve(axes, [*known], [*known.values()], look, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [str(length) for length in lengths], minor=False)
         axes.set(xlabel="longest draft, tokens", ylabel=metric.term)

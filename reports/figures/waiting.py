@@ -113,7 +113,7 @@ def _draw(table: TaskTable, bars: Sequence[Wait], width: Width) -> Canvas:
             color=_GREY, annotation_clip=False,
         )  # fmt: skip
         far = max(far, high)
-    names = [drawing.shortened(one.row.operating_point, 40 if width == "text" else 24) for one in bars]
+    names = drawing.told_apart((one.row.operating_point for one in bars), 40 if width == "text" else 24)
     axes.set_yticks(range(len(bars)), names)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from harness.errors import StoreError
 from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from harness.registry import STRATEGIES
-from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings, waiting
+from reports.figures import drawing, exit_layers, fixed_exit, fronts, overhead, settings, waiting
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.drawing import Figure, look_of, save_figures, slug
 from reports.figures.fronts import GAINS, front_of
@@ -141,6 +142,27 @@ def test_a_marker_per_strategy_and_its_setting_at_the_point(make: Make) -> None:
     few = fronts.figures(make(blocks=6))[0]  # six blocks tell nothing of four rows: 2 / 2⁶ × 4 is above 0.05
     assert "too few blocks" in few.caption
     assert not [text for text in drawn(few).legends[0].get_texts() if "front" in text.get_text()]
+
+
+def test_no_two_points_of_a_plot_have_one_label(make: Make) -> None:
+    """Issue 62: lossless points of several strategies were all "lossless+suffix"."""
+    rules = ("full", "saturation", "rl:threshold=0.5", "rl:threshold=0.9", "confidence:threshold=0.5", "fixed:layer=5",
+             f"{'long' * 9}:a={'x' * 20}1{'y' * 20}", f"{'long' * 9}:a={'x' * 20}2{'y' * 20}")  # fmt: skip
+    points = [f"{rule}{how}" for rule in rules for how in ("", "@lossless", "@lossless+suffix", "@lossless+lookup")]
+    like = make(blocks=1).summary.rows[1]
+    rows = [
+        like.model_copy(update={"operating_point": point, "strategy": point.partition(":")[0].partition("@")[0]})
+        for point in points
+    ]
+    for seed in range(2, len(rows) + 1):
+        some = Random(seed).sample(rows, seed)
+        legend, labels = fronts.names_of(some)
+        named = [label for label in labels if label]
+        assert len(named) == len(set(named)), named
+        assert len(set(drawing.told_apart(legend.values()))) == len(legend)
+        for row, label in zip(some, labels, strict=True):
+            assert row.operating_point.count("@") == 0 or label not in ("lossless", "lossless+suffix"), label
+        assert len(set(drawing.told_apart([one.operating_point for one in some], 24))) == len(some)
 
 
 @pytest.mark.slow
