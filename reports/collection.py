@@ -207,7 +207,7 @@ def write_collection(
         .get_template("report.html")
         .render(
             files=[(name, what) for name, what in _FILES.items() if name in texts or name == "report.md"],
-            conclusions=_conclusions(collection) if few else (),
+            conclusions=_conclusions(collection, every=few),
             overview=_overview(collection),
             refused=collection.refused,
             tables=tasks,
@@ -257,13 +257,14 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from to_markdown([*published(languages), *how_to_read(run.summary for run in collection.runs)])
 
 
-def _conclusions(collection: Collection) -> list[tuple[str, str]]:
-    """Return of each run and task where that is, and what to use there."""
+def _conclusions(collection: Collection, *, every: bool) -> list[tuple[str, str]]:
+    """Return of each run and task, or of the disturbed ones, where that is, and what to use there."""
     runs = collection.named
     return [
         (f"{name}, {table.heading}" if len(runs) > 1 else table.heading, conclusion(table))
         for name, run in runs
         for table in split_tables(run.summary)
+        if every or table.disturbed
     ]
 
 

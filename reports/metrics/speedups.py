@@ -148,7 +148,7 @@ SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
     "full depth's time over this one's, whole request, same prompts and weights format",
     "speed-up",
     units=_request_units,
-    sections={HEADLINE: 6, AGAINST_FULL: 2},
+    sections={HEADLINE: 0.5, AGAINST_FULL: 2},
     priority=1,
     verdict=Wording("whole requests {} faster", "whole requests {} slower", "request time"),
     always_told=True,
@@ -212,7 +212,7 @@ SPEEDUP_OVER_FIRST, ENERGY_RATIO_OVER_FIRST = (
         change=None,
     )
     for own, costs, sections in (
-        (SPEEDUP, _requests, {HEADLINE: 6.2, SESSIONS: 1}),
+        (SPEEDUP, _requests, {HEADLINE: 0.6, SESSIONS: 1}),
         (ENERGY_RATIO, _energy, {SESSIONS: 2}),
     )
 )

@@ -215,12 +215,13 @@ def columns_of(rows: Sequence[SummaryRow]) -> dict[Metric, Column]:
 
 
 def headline_columns(rows: Sequence[SummaryRow], *, counts: bool) -> list[Column]:
-    """Return the filled columns of the first table, in reading order; every row says how it decodes."""
+    """Return the filled columns of the first table: the verdict's come first, and how each row decodes behind them."""
     of_metrics = {metric: column for metric, column in columns_of(rows).items() if not column.empty}
     said = [("kv", "KV", "what skipped layers leave")]
     said += [("keep", "keep", "keys and values that a request leaves to the next")] * any(row.keep for row in rows)
     counted = [("n", "samples scored"), ("errors", "samples that failed")] if counts else []
     return [
+        *(of_metrics[metric] for metric in in_section(of_metrics, HEADLINE)),
         *[
             Column(
                 header=header,
@@ -235,7 +236,6 @@ def headline_columns(rows: Sequence[SummaryRow], *, counts: bool) -> list[Column
             Column(header=name, cells=tuple(getattr(row, name) for row in rows), form=".0f", meaning=meaning)
             for name, meaning in counted
         ],
-        *(of_metrics[metric] for metric in in_section(of_metrics, HEADLINE)),
     ]
 
 
