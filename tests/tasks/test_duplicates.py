@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import ModelRequest, TaskData, TaskRequest, document_key
+from harness.contracts import ModelRequest, TaskData, TaskRequest, common_prefix, document_key
 from harness.models.model import resolve
 from harness.models.ngrams import NgramIndex, write_index
 from tasks.draw import draw
@@ -18,7 +18,7 @@ from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
 from tasks.protocols.infilling import Infilling, InfillingLeft
-from tasks.rows import GapRow, RecordRows
+from tasks.rows import GapRow, RecordRows, whole
 
 LINES = CodexglueLine(PYTHON)
 DOCUMENTS = GreenCode(PYTHON)
@@ -72,6 +72,19 @@ def test_a_change_among_the_compared_tokens_makes_another_text(make_rows: Callab
     assert ids(drawn(rows, words, [MIDDLE])) == set(others)
 
 
+@pytest.mark.parametrize("length", [1, 14, 15, 16, 40])
+def test_twenty_tokens_are_compared_fifteen_of_the_reference_at_most(
+    make_rows: Callable[..., Any], words: Any, length: int
+) -> None:
+    line, asked = " + ".join(f"name{number}" for number in range(length)), list[Sequence[int]]()
+    rows = make_rows([{"id": 0, "input": MIDDLE + "\nx = ", "gt": line}])
+    request = TaskRequest("any", "x", was_read=lambda token_ids: bool(asked.append(token_ids)))
+    (sample,) = draw(rows, LINES, words, request).samples
+    after = min(15, len(sample.reference_ids))
+    assert [*map(list, asked)] == [[*sample.prompt_ids[after - 20 :], *sample.reference_ids[:after]]]
+    assert (after == 15) is (length >= 14)  # so both kinds are tried
+
+
 def test_of_a_short_line_more_context_is_compared(make_rows: Callable[..., Any], words: Any) -> None:
     head, _, tail = MIDDLE.rpartition(" + ")
     rows = make_rows([{"id": 0, "input": head + " +", "gt": tail.strip()}, {"id": 1, "input": "x =", "gt": "y"}])
@@ -89,6 +102,15 @@ def test_a_gap_is_compared_within_its_file(marked: Any, protocol: Any) -> None:
     data = drawn(rows, marked, [function(2), function(3) + MIDDLE + function(4)], protocol)
     assert ids(data) == {"0", "1", "2", "3"}
     assert data.duplicates == 1
+    asked = list[Sequence[int]]()
+    request = TaskRequest("any", "x", was_read=lambda token_ids: bool(asked.append(token_ids)))
+    samples = draw(rows, protocol, marked, request).samples
+    by_name = {gap.sample_id: gap for gap in gaps}
+    for sample, compared in zip(samples, asked, strict=True):
+        gap = by_name[sample.sample_id]
+        token_ids, before = marked.encode(whole(gap)), marked.encode(gap.before)
+        begin = common_prefix(before, token_ids)
+        assert list(compared) == list(token_ids[begin - 5 : begin + 15])
 
 
 def test_kept_they_are_marked_and_nothing_else_changes(make_rows: Callable[..., Any], words: Any) -> None:
