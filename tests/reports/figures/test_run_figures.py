@@ -119,6 +119,28 @@ def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
     assert [why.partition(":")[0] for why in absent] == left_out
 
 
+@pytest.mark.parametrize("figures", [fronts.figures, settings.thresholds], ids=["fronts", "thresholds"])
+def test_every_interval_stands_at_its_value_and_holds_it(make: Make, figures: Any) -> None:
+    """In the units of the axes: an interval of a share is not one of its complement, its ratio or its hundredth."""
+    run = make(source="rapl", blocks=12)
+    seen = 0
+    for figure in figures(run):
+        for axes in drawn(figure).axes:
+            values = [point for line in axes.get_lines() for point in zip(*line.get_data(), strict=True)]
+            values += [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
+            for lines in axes.collections:
+                for (x, y), (right, top) in lines.get_segments():
+                    near = [
+                        (across, up)
+                        for across, up in values
+                        if min(x, right) - 1e-6 <= across <= max(x, right) + 1e-6
+                        and min(y, top) - 1e-6 <= up <= max(y, top) + 1e-6
+                    ]
+                    assert near, (figure.name, (x, y), (right, top))
+                    seen += 1
+    assert seen > 4
+
+
 def test_random_weights_have_no_quality(make: Make) -> None:
     run = make(weights="random")
     assert fronts.figures(run) == []

@@ -69,6 +69,12 @@ def test_energy_is_said_when_a_sensor_measured_it(build) -> None:
     assert "energy" not in run.row(OTHER).verdict
 
 
+def test_full_depth_does_not_count_among_the_tested(build) -> None:
+    """With one rule six blocks are enough to be told from chance, so that noise is noise and not too few pairs."""
+    assert "request time not distinguishable" in fill(build(), 6).row(OTHER).verdict
+    assert fill(build(points=(FULL, OTHER, "fixed:layer=8")), 6).row(OTHER).verdict == TOO_FEW
+
+
 def test_noise_alone_is_not_distinguishable_and_never_called_equal(build) -> None:
     row = fill(build(), blocks=64).row(OTHER)
     assert row.verdict == NOT_DISTINGUISHABLE

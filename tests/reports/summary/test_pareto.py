@@ -61,6 +61,14 @@ def test_the_front_is_of_the_columns_shown_and_told(build: Any, others: dict[str
     assert {point for point, flag in flags(run).items() if flag} == on_front
 
 
+def test_a_full_depth_that_is_slower_than_the_fastest_is_not_on_the_front(build: Any) -> None:
+    run = build(points=(FULL, "full@fp16"), formats=("float32", "fp16"))
+    measured(run, FULL, 1.0, 1.0)
+    measured(run, "full@fp16", 0.5, 0.5)
+    assert run.row(FULL).value("speedup_over_fastest") == pytest.approx(0.5, abs=0.01)
+    assert flags(run) == {FULL: False, "full@fp16": True}
+
+
 @pytest.mark.parametrize(("blocks", "rows", "told"), [(4, 1, False), (6, 1, True), (6, 2, False), (7, 2, True)])
 def test_too_few_blocks_mark_nothing(build: Any, blocks: int, rows: int, told: bool) -> None:
     """Below five there is no interval; of n blocks no p-value is below 2 / 2ⁿ, of which Holm asks a family's share."""
