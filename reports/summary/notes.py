@@ -238,8 +238,9 @@ def _about_projects(task: TaskRecord) -> Iterator[str]:
         )
     if task.unknown_projects:
         yield (
-            f"{task.name}: {task.unknown_projects} of {task.samples} samples do not say which project they are of. "
-            "Tuning may have read other files of it, so that they say nothing of new projects."
+            f"{task.name}: of {task.samples} samples {task.samples - task.overlapping - task.unknown_projects} are of "
+            f"projects that tuning has not read, {task.unknown_projects} do not say which project they are of. Tuning "
+            "may have read other files of it, so that they say nothing of new projects."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,8 @@ import pytest
 from harness.contracts import ModelRequest, Split, TaskRequest, document_key
 from harness.errors import DataError
 from harness.models.model import resolve
+from harness.records import Manifest
+from reports.summary.notes import notes
 from tasks.draw import collect, draw
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import PYTHON
@@ -192,15 +195,20 @@ def test_a_run_passes_over_what_anything_trained_for_its_model_has_seen(
     tuning = tmp_path / "artefacts" / tiny_llama.name / "tuning.json"
     tuning.write_text(json.dumps(json.loads(tuning.read_text()) | {"projects": ["toy"]}))
     rows = [
-        {"id": place, "code": text, "project": "new" if place == 7 else "toy"} for place, text in enumerate(documents)
+        {"id": place, "code": text, "project": {6: None, 7: "new"}.get(place, "toy")}
+        for place, text in enumerate(documents)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    for more, drawn, overlapping in ((), ["7"], 0), (("--allow-overlap",), ["5", "6", "7"], 2):
+    for more, drawn, overlapping in ((), ["6", "7"], 0), (("--allow-overlap",), ["5", "6", "7"], 1):
         out = f"overlap-{overlapping}"
         ran = tiny_run("--limit", 0, "--source", "rows.jsonl", *more, "--out", out)
         assert (ran.code, sorted(drawn_by(tmp_path / out))) == (0, drawn), ran.err
         (task,) = json.loads((tmp_path / out / "manifest.json").read_text())["tasks"]
-        assert (task["overlapping"], task["unknown_projects"]) == (overlapping, 0)
+        assert (task["overlapping"], task["unknown_projects"]) == (overlapping, 1)
+        manifest = Manifest.model_validate_json((tmp_path / out / "manifest.json").read_text())
+        tuned = manifest.model.model_copy(update={"weights": "tuned"})
+        told = [note for note in notes(manifest.model_copy(update={"model": tuned}), (), ()) if "do not say" in note]
+        assert [re.findall(r"\d+", note.partition(": ")[2]) for note in told] == [[str(len(drawn)), "1", "1"]]
     (tmp_path / "empty").mkdir()  # the remedy that is named where nothing unseen is left
     ran = tiny_run("--limit", 0, "--artefacts", "empty", "--max-new-tokens", 1, "--out", "again")
     assert (ran.code, len(drawn_by(tmp_path / "again"))) == (0, 8), ran.err
