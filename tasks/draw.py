@@ -3,9 +3,10 @@
 The rows are visited in an order that the seed alone decides (a shuffle of the row numbers), from each quarter of the
 source's lengths in turn, and reading stops as soon as ``limit`` samples are made. So the same seed gives the same
 samples, a smaller limit gives the first of those a larger one gives, and what is left out shifts no lengths: a row that
-tuning has read is replaced by one of its quarter. Bad rows met on the way are reported beside the samples and do not
-count towards the limit. Of editor sessions (:mod:`tasks.sessions`) the limit counts documents, and all samples of one
-follow one another.
+tuning has read is replaced by one of its quarter. Where a quarter has no more, the nearest one fills in, and the
+source's detail says so, beside the length of prompts that all rows would have made. Bad rows met on the way are
+reported beside the samples and do not count towards the limit. Of editor sessions (:mod:`tasks.sessions`) the limit
+counts documents, and all samples of one follow one another.
 
 What tuning has read is no test of it. Three checks: a document that it was tuned on is passed over whole, and one of a
 project of which it was tuned on others, and a sample whose next tokens it has read elsewhere word for word, together
@@ -24,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import mean
+from statistics import mean, median
 from typing import TypeVar
 
 from harness.contracts import (
@@ -63,6 +64,8 @@ COMPARED_OF_REFERENCE = 15
 
 LENGTHS_FROM = 400
 """Rows, the first in the seed's order, whose lengths stand for the source's."""
+PROMPTS_FROM = 100
+"""Prompts that are made of these, of each quarter in proportion, to say how long the source's are."""
 
 
 def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
@@ -75,7 +78,7 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
     skipped: Counter[str] = Counter()
     origins: Counter[str] = Counter()
     visited = 0
-    quarters = _Quarters(rows, request.seed)
+    quarters = _Quarters(rows, request.seed, LENGTHS_FROM if request.by_length else 0)
     lengths: list[int] = []
     while len(taken) != request.limit and (found := quarters.next_row(len(taken))) is not None:
         index, row = found
@@ -102,10 +105,11 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
         **rows.detail,
         "rows": str(len(rows)),
         "rows_visited": str(visited),
-        "order": f"shuffled, seed {request.seed}, from each quarter of the lengths in turn",
-        "lengths": quarters.told(lengths),
+        "order": f"shuffled, seed {request.seed}{', from each quarter of the lengths in turn' * request.by_length}",
         "samples_from": _counts(origins),
     }
+    if request.by_length:
+        detail["lengths"] = quarters.told(lengths) + _all_prompts(quarters, protocol, tokenizer, request)
     if skipped:
         detail["skipped"] = _counts(skipped)
     if request.session is not None:
@@ -270,37 +274,71 @@ def collect(rows: Rows, language: Language, *, limit: int | None, seed: int) -> 
 
 
 class _Quarters:
-    """Rows in the seed's order, to be taken from each quarter of their source's lengths in turn."""
+    """Rows in the seed's order, to be taken from each quarter of their source's lengths in turn.
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    Attributes:
+        known: of each quarter, the rows whose lengths stand for the source's: the first ones, none of them left out.
+    """
+
+    def __init__(self, rows: Rows, seed: int, lengths_from: int) -> None:
+        """Read the lengths of so many rows; of none, to take rows in the seed's order whatever their lengths."""
         self._unread = ((index, _read(rows, index)) for index in _order(rows, seed))
-        first = list(itertools.islice(self._unread, LENGTHS_FROM))
-        self._lengths = sorted(_length(row) for _, row in first) or [0]
-        self._ends = [self._lengths[len(self._lengths) * part // 4] for part in (1, 2, 3)]
+        first = list(itertools.islice(self._unread, lengths_from))
+        lengths = sorted(_length(row) for _, row in first) or [0]
+        self._ends = [lengths[len(lengths) * part // 4] for part in (1, 2, 3)]
         self._waiting: tuple[deque[tuple[int, Row]], ...] = (deque(), deque(), deque(), deque())
         for index, row in first:
             self._waiting[self._of(_length(row))].append((index, row))
-        self._turns = [quarter for quarter in range(4) if self._waiting[quarter]]  # fewer where many are as long
+        self.known = [list(quarter) for quarter in self._waiting]
+        self._turns = [quarter for quarter in range(4) if self.known[quarter]] or [3]  # fewer where many are as long
+        self._lacking: set[int] = set()
 
     def next_row(self, taken: int) -> tuple[int, Row] | None:
-        """Return the next row for the sample behind so many, of its quarter or, where that has none left, another."""
-        turns = len(self._turns)
-        for quarter in (self._turns[(taken + further) % turns] for further in range(turns)):
+        """Return the next row for the sample behind so many, of its quarter or, where that has none left, the nearest.
+
+        Of two as near it is the longer one, which costs more to leave out.
+        """
+        turn = self._turns[taken % len(self._turns)]
+        for quarter in sorted(self._turns, key=lambda other: (abs(other - turn), -other)):
             while not self._waiting[quarter] and (found := next(self._unread, None)) is not None:
                 self._waiting[self._of(_length(found[1]))].append(found)
             if self._waiting[quarter]:
                 return self._waiting[quarter].popleft()
+            self._lacking.add(quarter + 1)
         return None
 
     def told(self, drawn: Sequence[int]) -> str:
-        """Say how the lengths of rows that were drawn compare with the source's."""
+        """Say which quarters the lengths of rows that were drawn are of, and which had no more to draw."""
         counts = Counter(map(self._of, drawn))
         each = ", ".join(str(counts[quarter]) for quarter in range(4))
-        share = mean(drawn) / (mean(self._lengths) or 1)
-        return f"rows of the source's four quarters by length: {each}; their mean length is {share:.2f} of all rows'"
+        said = f"rows of the source's four quarters by length, shortest first: {each}"
+        if lacking := sorted(self._lacking):
+            said += f"; no more may be drawn of quarter{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
+        return said
 
     def _of(self, length: int) -> int:
         return bisect_right(self._ends, length)
+
+
+def _all_prompts(quarters: _Quarters, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest) -> str:
+    """Say how long prompts of the source's rows are where some are left out; else the drawn ones stand for them."""
+    if not (request.seen or request.seen_projects or request.was_read):
+        return ""
+    everything = replace(request, seen=frozenset(), seen_projects=frozenset(), was_read=None)
+    prompts: list[int] = []
+    total = sum(map(len, quarters.known))
+    for known in quarters.known:
+        made: list[int] = []
+        for index, row in known:
+            if len(made) >= PROMPTS_FROM * len(known) / total:
+                break
+            samples = _made(row, index, protocol, tokenizer, everything)
+            made += [len(sample.prompt_ids) for sample in samples] if isinstance(samples, tuple) else []
+        prompts += made
+    if not prompts:
+        return ""
+    lengths = f"{mean(prompts):.0f} tokens on average, median {median(prompts):.0f}"
+    return f"; of all its rows, whatever tuning has read, prompts have {lengths} (by {len(prompts)} of them)"
 
 
 def _read(rows: Rows, index: int) -> Row:

@@ -47,6 +47,7 @@ class TaskRequest:
     source: str  # embedded, hub, or a path
     limit: int | None = None  # at most so many samples, or documents of sessions; None for all
     seed: int = 0  # decides every random choice of the sampling
+    by_length: bool = True  # draw as many from each quarter of the source's lengths, as runs of older versions did not
     split: Split = "test"  # part of the dataset, where it has several. A source of one file is taken whole
     seen: frozenset[str] = frozenset()  # keys (document_key) of documents the model was tuned on; they are never drawn
     seen_projects: frozenset[str] = frozenset()  # likewise, what those belong to: of these nothing is drawn

@@ -104,7 +104,7 @@ def shared_fields(source: object, record: type[Record]) -> dict[str, Any]:
     return {name: getattr(source, name) for name in record.model_fields if hasattr(source, name)}
 
 
-def registered_draw(config: RunConfig) -> Draw:
+def registered_draw(config: RunConfig, *, by_length: bool = True) -> Draw:
     """Load the tasks that a configuration names, and their protocols; return what draws their samples."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     for protocol in {_protocol(task, config) for task in tasks}:
@@ -113,7 +113,7 @@ def registered_draw(config: RunConfig) -> Draw:
 
     def draw(model: ResolvedModel) -> tuple[PlannedTask, ...]:
         ngrams = model.seen.ngrams()
-        return tuple(_draw(task, config, model, ngrams) for task in tasks)
+        return tuple(_draw(task, config, model, ngrams, by_length) for task in tasks)
 
     return draw
 
@@ -122,7 +122,8 @@ def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
     """Return the tasks of a run with the samples it was made of, drawn again; other rows by now are refused."""
     asked = {"allow_overlap": True, **manifest.config}  # runs of before December 2026 did not ask
     config = RunConfig.build({key: value for key, value in asked.items() if key != "out"})
-    planned = registered_draw(config)(find_model(config.request(config.seed)))
+    by_length = all(task.prompt_tokens_mean is not None for task in manifest.tasks)  # nor drew it by length
+    planned = registered_draw(config, by_length=by_length)(find_model(config.request(config.seed)))
     for task, before in zip(planned, manifest.tasks, strict=True):
         if (task.record.fingerprint, task.record.prompts) != (before.fingerprint, before.prompts):
             raise DataError(
@@ -136,13 +137,16 @@ def _protocol(task: Task, config: RunConfig) -> str:
     return config.protocol or (task.session_protocol if config.session else task.default_protocol)
 
 
-def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None) -> PlannedTask:
+def _draw(
+    task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None, by_length: bool
+) -> PlannedTask:
     protocol = _protocol(task, config)
     request = TaskRequest(
         protocol=protocol,
         source=config.source,
         limit=None if config.limit is None else config.skip + config.limit,
         seed=config.seed,
+        by_length=by_length,
         max_new_tokens=config.max_new_tokens,
         max_positions=model.info.max_positions,
         vocab_size=model.info.vocab_size,
