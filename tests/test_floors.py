@@ -79,7 +79,6 @@ def room(module: str) -> str:
     return ".".join(module.split(".")[: 2 if module.startswith("harness.") else 1])
 
 
-@pytest.mark.slow
 def test_imports_point_down() -> None:
     wrong = []
     for name, path in modules().items():
