@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
 
 DEFECT = 70
 """Exit code of a defect, of the harness or of a plug-in, also of one that a run went on without."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of errors after which nothing can be written any more."""
 _LONGEST_REASON = 300
 
 
@@ -94,6 +98,10 @@ class TrainingError(HarnessError):
     """Training that cannot begin or go on; the last good checkpoint is kept."""
 
 
+class ResumeError(ArtefactError, TrainingError):
+    """What lies in ``--out`` is of another training or trace, or damaged: it can be begun anew, not gone on with."""
+
+
 class OutOfMemoryError(HarnessError):
     """Memory ran out while decoding; every finished record is on disk."""
 
@@ -133,3 +141,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the CPU or on a GPU."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised for, ``from None`` or not."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error came of a disk that takes nothing any more; a library may keep the system's words alone."""
+    words = tuple(map(os.strerror, FULL))
+    return any(
+        one.errno in FULL
+        if isinstance(one, OSError)
+        else not isinstance(one, HarnessError) and any(said in str(one) for said in words)
+        for one in chain(error)
+    )

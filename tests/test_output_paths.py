@@ -32,6 +32,7 @@ SPEAKERS = {
     "harness/commands/console.py",
     "harness/serving/server.py",  # one line, before there is a log
     "harness/running/repeats.py",  # JSON, to its parent process
+    "harness/study/step_run.py",  # the last line of a step's log, after the command's own
 }
 """Modules that may print."""
 

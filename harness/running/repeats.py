@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import shell_word
-from harness.errors import HarnessError
+from harness.errors import FULL, HarnessError, OtherMachineError, OutOfMemoryError, chain
 from harness.host.interpreter import Parent, fresh_interpreter, message_of
 from harness.records import WindowRecord
 from harness.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from harness.running.session import Observer
+
+KINDS = {kind.__name__: kind for kind in (OtherMachineError, OutOfMemoryError)}
+"""Refusals that are more than their text to what conducts a study."""
 
 
 def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
@@ -29,7 +32,8 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.
     """
-    refusal, directory, lock = "", store.path, store.lock
+    refusal: HarnessError | None = None
+    directory, lock = store.path, store.lock
     arguments = [str(directory), str(repeat), *([] if lock is None else [str(lock)])]
     process = fresh_interpreter(
         "harness.running.runner",
@@ -47,7 +51,8 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
                 if message is None:
                     continue
                 if "error" in message:
-                    refusal = message["error"]
+                    refusal = KINDS.get(message["kind"], HarnessError)(message["error"])
+                    refusal.__cause__ = OSError(message["errno"], "in its process") if message["errno"] else None
                     continue
                 if "stage" in message:
                     observer.stage(f"repeat {repeat + 1}, in a fresh process: {message['stage']}")
@@ -63,11 +68,16 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
             process.kill()  # every window that it reported is on disk, and the next is whole or not there
             raise
     if process.returncode:
-        raise HarnessError(
-            refusal
-            or f"the process of repeat {repeat} ended with exit code {process.returncode}; finished windows are kept. "
+        raise refusal or HarnessError(
+            f"the process of repeat {repeat} ended with exit code {process.returncode}; finished windows are kept. "
             f"Continue with `harness run --resume {shell_word(directory)}`."
         )
+
+
+def refusal_message(error: HarnessError) -> dict[str, Any]:
+    """Return what a process tells of the refusal that ends it: what is decided by its class or cause stays typed."""
+    full = next((one.errno for one in chain(error) if isinstance(one, OSError) and one.errno in FULL), None)
+    return {"error": str(error), "kind": type(error).__name__, "errno": full}
 
 
 class Reporter(Parent):

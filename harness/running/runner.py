@@ -49,7 +49,7 @@ from harness.records.summary import Summary
 from harness.registry import WEIGHTS_FORMATS, keeping_folder, no_silent_end, without_exit
 from harness.running.plan import Draw, Plan, shared_fields
 from harness.running.reading import read_run
-from harness.running.repeats import Reporter, run_repeat
+from harness.running.repeats import Reporter, refusal_message, run_repeat
 from harness.running.resolve import guarantee_violations, resolve
 from harness.running.scoring import missing_scores, score_names
 from harness.running.session import Observer, Session
@@ -300,7 +300,7 @@ def _main(directory: str, repeat: str, lock: str | None = None) -> None:
         with without_exit(), no_silent_end():
             _measure(config, Path(directory), int(repeat), reporter, KeptModel(), lock=held).close()
     except HarnessError as error:
-        reporter.tell({"error": str(error)})
+        reporter.tell(refusal_message(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

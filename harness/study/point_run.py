@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import RunConfig
 from harness.contracts.executors import How, Job
-from harness.errors import HarnessError, OtherMachineError, OutOfMemoryError, reason
+from harness.errors import HarnessError, OtherMachineError, OutOfMemoryError, is_full, reason
 from harness.store.committed import MANIFEST
 from harness.store.run_directory import RunDirectory
 from harness.study.ledger import is_measured
-from harness.study.step_run import make_step, says_full
+from harness.study.step_run import make_step
 from harness.study.steps import FOLDERS, filled_settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_job(job: Job, observer: Observer, placement: Mapping[str, str]) -> tuple
         return "wrong-machine", str(error)
     except (HarnessError, OSError) as error:
         text = str(error) if isinstance(error, HarnessError) else reason(error)
-        return ("stopped" if says_full(text) else "refused"), text
+        return ("stopped" if is_full(error) else "refused"), text
     except Exception as error:  # a defect of a plug-in, or ours: the study goes on, the traceback stands in the log
         logger.exception("a defect in %s", directory)
         return "refused", f"a defect: {reason(error)}"

@@ -26,7 +26,7 @@ from typing import IO
 from pydantic import field_validator
 
 from harness.contracts.executors import Command, How
-from harness.errors import HarnessError, StoreError, is_out_of_memory, reason
+from harness.errors import DEFECT, HarnessError, ResumeError, StoreError, chain, is_full, is_out_of_memory, reason
 from harness.host.files import DocumentError, open_regular, read_json, real_path, sync
 from harness.host.interpreter import fresh_interpreter
 from harness.records import SCHEMA_VERSION
@@ -43,17 +43,14 @@ LOG = "step.log"
 """Output of the command: nothing is made of it, and it may be deleted."""
 ASIDE = "aside"
 """Folder in a study's of what was set aside."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Numbers of errors after which nothing can be written any more."""
 BUSY_S, LOOK_S = 30.0, 0.2
 """Seconds in which the command of an attempt that was given up ends, and between two looks."""
 
 _LAST_LINES = 100
-_REFUSED, _DEFECT, _INTERRUPTED = 2, 70, 130
+_INTERRUPTED = 130
+_ANEW, _FULL, _NO_MEMORY = 101, 102, 103
+"""Exit codes of this module's process alone: the folder cannot be gone on with, the disk takes nothing, no memory."""
 _ERROR = "error: "
-_ANEW = "Omit --resume to begin"
-_ELSEWHERE = "another --out"
-"""Advice in refusals of ``--resume`` where a folder cannot be gone on with, and of other folders as well."""
 
 
 class StepFile(Record):
@@ -204,12 +201,7 @@ def make_step(
         if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):  # no process can be started now
             return "died", reason(error)
         text = str(error) if isinstance(error, HarnessError) else f"{reason(error)}."
-        return ("stopped" if says_full(text) else "refused"), text
-
-
-def says_full(text: str) -> bool:
-    """Whether what an error says is that nothing can be written any more."""
-    return any(os.strerror(number) in text for number in FULL)
+        return ("stopped" if is_full(error) else "refused"), text
 
 
 def _locked(lock: IO[bytes]) -> bool:
@@ -268,13 +260,10 @@ def _made(
     if not code:
         finish_step(folder, command)
         return "done", ""
-    how, text = _ended(code, said)
-    of_the_system = any(os.strerror(number) in text for number in errno.errorcode)  # may be otherwise next time
-    of_the_folder = _ANEW in text or (str(folder) in text and _ELSEWHERE in text)
-    if words[-1] == "--resume" and how == "refused" and code == _REFUSED and of_the_folder and not of_the_system:
+    if words[-1] == "--resume" and code == _ANEW:
         os.replace(folder, free_aside(folder))
         return _made(folder, command, inputs, tell, lock)
-    return how, text
+    return _ended(code, said)
 
 
 def _run(
@@ -297,26 +286,33 @@ def _run(
 
 
 def _ended(code: int, said: Sequence[str]) -> tuple[How, str]:
-    """Return how a command ended, by its exit code and the last line that says why."""
+    """Return how a command ended, by its exit code, and the last line that says why."""
     if code < 0 or code == _INTERRUPTED:
         return "died", f"its command ended with {f'signal {-code}' if code < 0 else 'an interrupt'}"
     lines = [f"exit code {code}", *said]
     errors = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
-    text, commands = lines[-1], []
-    if code == _DEFECT and errors:  # what was raised stands in the line before
-        text = f"a defect: {lines[errors[-1] - 1]}"
-    elif errors:
-        text, *commands = lines[errors[-1] :]
-    text = str(HarnessError(text.removeprefix(_ERROR), commands))
-    if is_out_of_memory(HarnessError(text)):
-        return "out-of-memory", text
-    return ("stopped" if says_full(text) else "refused"), text
+    text, *commands = lines[errors[-1] :] if errors else lines[-1:]
+    ends: dict[int, How] = {_FULL: "stopped", _NO_MEMORY: "out-of-memory"}
+    return ends.get(code, "refused"), str(HarnessError(text.removeprefix(_ERROR), commands))
 
 
 def main() -> None:
     """Be the command that is given, and end with the process that started this one."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    runpy.run_module("harness.cli", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("harness.cli", run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        error = left.__context__
+        if error is None:
+            raise
+        if left.code == DEFECT:
+            print(f"{_ERROR}a defect: {reason(error)}", file=sys.stderr)
+        of_the_system = any(isinstance(one, OSError) for one in chain(error))  # may be otherwise next time
+        if is_full(error):
+            sys.exit(_FULL)
+        if any(map(is_out_of_memory, chain(error))):
+            sys.exit(_NO_MEMORY)
+        sys.exit(_ANEW if isinstance(error, ResumeError) and not of_the_system else left.code)
 
 
 def _end_with_parent() -> None:

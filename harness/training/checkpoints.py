@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.errors import TrainingError
+from harness.errors import ResumeError
 from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, refusing, replace_files
 from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 
@@ -64,12 +64,12 @@ class Checkpoints:
         """
         path = self.latest()
         if path is None:
-            raise TrainingError(f"{self._folder} holds no checkpoint to resume from. Omit --resume to begin.")
+            raise ResumeError(f"{self._folder} holds no checkpoint to resume from. Omit --resume to begin.")
         found = read_artefact(path, self._kind)
         for name, ours in self._facts.items():
             theirs = found.facts.get("training", {}).get(name)
             if theirs != ours:
-                raise TrainingError(
+                raise ResumeError(
                     f"{path} was trained with {name.replace('_', ' ')} {theirs}, now it is {ours}. Omit --resume "
                     "to begin anew."
                 )
@@ -84,7 +84,7 @@ def cut_log(log: Path, keeps: Callable[[dict[str, Any]], bool], source: Path | N
     """
     source = source or log
     kept = []
-    with refusing(source, TrainingError, "Remove it, or give another --out."):
+    with refusing(source, ResumeError, "Remove it, or give another --out."):
         lines = read_bytes(source, LARGEST_LOG_BYTES).splitlines() if source.exists() else []
     for line in lines:
         with suppress(ValueError, TypeError, KeyError):

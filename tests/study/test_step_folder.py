@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.contracts.executors import Command
-from harness.errors import StoreError
+from harness.errors import DEFECT, StoreError, is_full
 from harness.study import step_run
 from harness.study.grid import StudyConfig
 from harness.study.ledger import EVENTS, STEPS
@@ -62,28 +62,23 @@ def test_what_can_go_on_does_and_else_begins_anew(tmp_path: Path, commands: Comm
         assert flags() == [False]
 
 
-ANEW = "the checkpoint of 8 steps is damaged: it counts the exits of 3 layers. Omit --resume to begin anew."
-
-
 @pytest.mark.parametrize(
-    ("line", "how"),
+    ("code", "how"),
     [
-        (ANEW, ""),
-        ("{folder} is a trace with seed 0, now it is 1. Give another --out.", ""),
-        ("model m does not exist.", "refused"),  # what may be otherwise next time costs no progress
-        ("/traces is a trace with seed 0, now it is 1. Give another --out.", "refused"),  # of what it reads
-        ("cannot read the trace {folder}/index.json: Permission denied. Trace again with another --out.", "refused"),
-        ("cannot make {folder}: No space left on device. Give another --out.", "stopped"),
-        ("cannot make {folder}: CUDA out of memory. Give another --out.", "out-of-memory"),
+        (step_run._ANEW, ""),
+        (2, "refused"),  # what may be otherwise next time costs no progress
+        (DEFECT, "refused"),
+        (step_run._FULL, "stopped"),
+        (step_run._NO_MEMORY, "out-of-memory"),
     ],
 )
 def test_a_folder_lies_aside_where_a_command_cannot_go_on_with_it_and_only_then(
-    tmp_path: Path, commands: Commands, line: str, how: str
+    tmp_path: Path, commands: Commands, code: int, how: str
 ) -> None:
     folder, aside = tmp_path / "s" / STEPS / "t-0", tmp_path / "s" / "aside" / "t-0.1"
     folder.mkdir(parents=True)
     (folder / "shard-0").write_text("of days")
-    commands.ends["t"] = [(2, f"error: {line.format(folder=folder)}")]
+    commands.ends["t"] = [(code, "error: whatever it says")]
     assert make_step(folder, Command(("trace",), "id"), {}, silent)[0] == (how or "done")
     if how:
         assert not aside.exists()
@@ -93,20 +88,71 @@ def test_a_folder_lies_aside_where_a_command_cannot_go_on_with_it_and_only_then(
     assert (folder / "shard-0").exists() is bool(how)
 
 
+def of(number: int) -> StoreError:
+    """What cannot be written, since the system refuses."""
+    try:
+        raise OSError(number, os.strerror(number))
+    except OSError:
+        try:
+            raise StoreError("cannot write it.") from None
+        except StoreError as error:
+            return error
+
+
+def test_an_error_of_a_full_disk_is_known_by_its_number_and_of_a_library_by_the_system_s_words() -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as of_the_system:
+        Path("/dev/full").write_text("x")
+    assert is_full(of_the_system.value)
+    assert is_full(RuntimeError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"))  # as safetensors says it
+    assert not is_full(StoreError(os.strerror(errno.ENOSPC)))  # ours are known by what they were raised for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoiled", "aside"),
+    [
+        (None, True),  # traced with another seed
+        ("index.json", True),
+        ("notes.txt", True),  # what no trace leaves
+        ("model", False),  # which may be there next time
+    ],
+)
+def test_what_a_real_command_cannot_go_on_with_is_made_anew(
+    tmp_path: Path, tiny_llama: Path, rows_file: Path, cli: Callable[..., Any], spoiled: str | None, aside: bool
+) -> None:
+    folder = tmp_path / "s" / STEPS / "t-0"
+    model = tmp_path / "no model" if spoiled == "model" else tiny_llama
+    data = ("--task", "py150", "--source", rows_file, "--documents", "4", "--length", "32", "--threads", "1")
+    words = tuple(map(str, ("trace", "--model", model, *data)))
+    if spoiled == "notes.txt":
+        folder.mkdir(parents=True)
+        (folder / spoiled).touch()
+    else:
+        ran = cli("trace", "--model", tiny_llama, *data, *(("--seed", 1) if spoiled is None else ()), "--out", folder)
+        assert ran.code == 0, ran.err
+    if spoiled == "index.json":
+        (folder / spoiled).write_text("{")
+    how, why = make_step(folder, Command(words, "id"), {}, silent)
+    assert how == ("done" if aside else "refused"), why
+    assert (tmp_path / "s" / "aside").exists() == aside
+
+
 def test_how_a_command_ended(tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     for code, line, how, said in (
         (2, "error: no such thing.", "refused", "no such thing."),
-        (70, "error: this is a defect of the harness", "refused", "a defect: warning: mind"),
+        (DEFECT, "error: this is a defect of the harness\nerror: a defect: of it", "refused", "a defect: of it"),
         (2, "error: no maps. Make them with:\nharness trace\nharness train shortcut", "refused", MAPS),
         (-15, "tracing", "died", "its command ended with signal 15"),
-        (2, "error: CUDA out of memory.", "out-of-memory", "CUDA out of memory."),
-        (2, "error: cannot write /s: No space left on device.", "stopped", "cannot write /s: No space left on device."),
+        (2, "error: CUDA out of memory.", "refused", "CUDA out of memory."),  # what it says decides nothing
+        (step_run._NO_MEMORY, "error: it is large.", "out-of-memory", "it is large."),
+        (step_run._FULL, "error: cannot write /s.", "stopped", "cannot write /s."),
     ):
         commands.ends["t"] = [(code, line)]
         assert make_step(tmp_path / "t-0", Command(("calibrate",), "id"), {}, silent) == (how, said)
         assert read_step(tmp_path / "t-0") is None
     ends: tuple[tuple[Exception, str], ...] = (
-        (StoreError(f"cannot write {tmp_path}/step.json: {os.strerror(errno.ENOSPC)}."), "stopped"),
+        (of(errno.ENOSPC), "stopped"),
+        (of(errno.EACCES), "refused"),
         (OSError(errno.EIO, os.strerror(errno.EIO), "f"), "refused"),
         (OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "died"),  # no process can be started now
     )

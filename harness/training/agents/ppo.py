@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 
 from harness.contracts.recipes import Progress
-from harness.errors import ArtefactError, TrainingError
+from harness.errors import ResumeError, TrainingError
 from harness.host.libraries import library_border
 from harness.models.controllers import Network
 from harness.training.agents.exit_env import ExitVecEnv, Tally
@@ -46,7 +46,7 @@ class AgentCheckpoints(Checkpoints):
     def load(self, policy: Any, env: ExitVecEnv) -> tuple[int, Tally]:
         """Read the latest into a policy, its optimiser and an environment; return its steps and tally."""
         found = self.read()
-        with library_border(f"{found.path} is damaged", "Omit --resume to begin anew.", ArtefactError):
+        with library_border(f"{found.path} is damaged", "Omit --resume to begin anew.", ResumeError):
             parts: dict[str, dict[str, torch.Tensor]] = {}
             for name, tensor in found.tensors().items():
                 part, _, rest = name.partition(".")

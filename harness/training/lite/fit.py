@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.contracts import ModelRequest
 from harness.contracts.recipes import Progress, Silent, Trained, TrainingRun
 from harness.decoding.families import head_modules
-from harness.errors import ConfigError, TrainingError
+from harness.errors import ConfigError, ResumeError, TrainingError
 from harness.host.files import read_json, refusing, replace_files
 from harness.host.libraries import require
 from harness.models.artefacts import write_artefact
@@ -303,7 +303,7 @@ def _checkpoint(out: Path, resume: bool) -> Path | None:
     """Make the folder, and return the checkpoint in it to go on from."""
     kept = last_checkpoint(out / "checkpoints")
     if resume and kept is None:
-        raise TrainingError(f"{out} holds no checkpoint to resume from. Omit --resume to begin.")
+        raise ResumeError(f"{out} holds no checkpoint to resume from. Omit --resume to begin.")
     if kept and not resume:  # --resume would later go on from whichever has the highest number
         raise TrainingError(
             f"{out} holds checkpoints of an earlier training ({kept}). Add --resume to go on, give another --out, or "

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.contracts.recipes import Progress
-from harness.errors import ConfigError, TrainingError
+from harness.errors import ConfigError, ResumeError, TrainingError
 from harness.host.files import read_json, refusing, replace_files
 from harness.host.libraries import library_border
 from harness.host.processor import multiplies_bfloat16
@@ -87,12 +87,12 @@ def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -
         checkpoints.mkdir(exist_ok=True)
         replace_files({file: f"{json.dumps(ours, indent=1)}\n".encode()})
         return
-    with refusing(file, TrainingError, f"Begin again with another --out, or remove {file.parent}."):
+    with refusing(file, ResumeError, f"Begin again with another --out, or remove {file.parent}."):
         theirs = read_json(file)
     for flag, now in ours.items():
         then = theirs.get(flag) if isinstance(theirs, dict) else None
         if then != now:
-            raise TrainingError(
+            raise ResumeError(
                 f"the checkpoints in {checkpoints} began with {flag} {then!s:.100}, and now it is {now!s:.100}. "
                 "Resume with the flags it began with, or give another --out."
             )
@@ -191,7 +191,7 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         with _damaged(resume_from_checkpoint):
             state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
         if {name: tuple(tensor.shape) for name, tensor in state.items()} != self._shapes:
-            raise TrainingError(f"{resume_from_checkpoint} holds other weights than are trained. Give another --out.")
+            raise ResumeError(f"{resume_from_checkpoint} holds other weights than are trained. Give another --out.")
         if self.is_fsdp_enabled:
             set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
         else:

@@ -62,7 +62,7 @@ from torch import Tensor
 
 from harness.appearance.visible_text import shell_command
 from harness.contracts import ModelInfo
-from harness.errors import ArtefactError
+from harness.errors import ArtefactError, ResumeError
 from harness.host.files import open_regular, parse_json, read_bytes, real_path, refusing, replace_files
 from harness.host.libraries import library_border
 from harness.models.artefacts import fault_of
@@ -104,14 +104,17 @@ class TraceWriter:
         if file.is_file():
             if not resume:
                 raise ArtefactError(f"{folder} holds a trace already. Add --resume to go on, or give another --out.")
-            self._index = _read_index(file)
+            try:
+                self._index = _read_index(file)
+            except ArtefactError as error:
+                raise ResumeError(error.message, error.commands) from error
             for key, value in facts.items():
                 if self._index.get(key, value) != value:  # a trace of before December 2026 has no exit_module
-                    raise ArtefactError(
+                    raise ResumeError(
                         f"{folder} is a trace with {key} {self._index[key]!r}, now it is {value!r}. Give another --out."
                     )
         elif _is_taken(folder):
-            raise ArtefactError(f"{folder} is not empty and holds no trace. Give another --out.")
+            raise ResumeError(f"{folder} is not empty and holds no trace. Give another --out.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

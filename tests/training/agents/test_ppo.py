@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness.contracts.recipes import Silent
-from harness.errors import TrainingError
+from harness.errors import ResumeError, TrainingError
 from harness.training.agents.episodes import Episodes
 from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.ppo import AgentCheckpoints, Learned, learn, policy_network
@@ -169,10 +169,10 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(trainer: T
 
 
 def test_checkpoints_of_something_else_are_refused(trainer: Trainer) -> None:
-    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Omit --resume"):
+    with pytest.raises(ResumeError, match=r"holds no checkpoint to resume from\. Omit --resume"):
         trainer(resume=True)
     trainer(QUICK.replace(steps=512), model_fingerprint="abc")
-    with pytest.raises(TrainingError, match="was trained with model fingerprint abc, now it is xyz"):
+    with pytest.raises(ResumeError, match="was trained with model fingerprint abc, now it is xyz"):
         trainer(QUICK.replace(steps=1024), resume=True, model_fingerprint="xyz")
 
 

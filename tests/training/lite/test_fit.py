@@ -18,7 +18,7 @@ from torch import Tensor
 import exits
 from harness.contracts import ModelRequest, document_key
 from harness.contracts.recipes import Trained, TrainingRun
-from harness.errors import TrainingError
+from harness.errors import ResumeError, TrainingError
 from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.export import export
 from harness.models.model import resolve
@@ -298,7 +298,7 @@ def test_resuming_is_as_if_nothing_had_happened(tune: Callable[..., Trained], ti
 def test_what_cannot_be_begun_or_resumed(
     tune: Callable[..., Trained], tiny_llama: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=r"holds no checkpoint to resume from\. Omit --resume"):
+    with pytest.raises(ResumeError, match=r"holds no checkpoint to resume from\. Omit --resume"):
         tune(tiny_llama, tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
     before = {path: path.stat().st_mtime_ns for path in tuned.rglob("*")}
@@ -322,7 +322,7 @@ def test_resuming_with_anything_else_is_refused(
         ({"seed": 7}, r"--seed 0, and now it is 7\."),
         ({"documents": 20}, r"the documents of \[.*path: corpus\.jsonl \(\w{12}, 30 docum"),
     ):
-        with pytest.raises(TrainingError, match=rf"checkpoints in .* began with {words}"):
+        with pytest.raises(ResumeError, match=rf"checkpoints in .* began with {words}"):
             tune(tiny_llama, copy, resume=True, **change)
 
 

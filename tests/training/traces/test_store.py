@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ModelInfo
-from harness.errors import ArtefactError
+from harness.errors import ArtefactError, ResumeError
 from harness.training.traces.store import Traces, TraceWriter
 from tests.run_files import write_index
 from tests.training.tracing import FACTS
@@ -127,7 +127,7 @@ def test_other_facts_are_refused_with_both_values(tmp_path: Path) -> None:
     write(tmp_path / "t", (12, 9)).flush()
     before = files(tmp_path / "t")
     for key, value in (("model_fingerprint", "c" * 16), ("exit_points", [4, 6, 10]), ("length", 128)):
-        with pytest.raises(ArtefactError) as refusal:
+        with pytest.raises(ResumeError) as refusal:
             writer(tmp_path / "t", resume=True, **{key: value})
         assert f"is a trace with {key} {FACTS[key]!r}, now it is {value!r}. Give another --out." in str(refusal.value)
     assert files(tmp_path / "t") == before
@@ -136,7 +136,7 @@ def test_other_facts_are_refused_with_both_values(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("weights")
     for resume in (False, True):
-        with pytest.raises(ArtefactError, match=r" is not empty and holds no trace\. Give another --out\."):
+        with pytest.raises(ResumeError, match=r" is not empty and holds no trace\. Give another --out\."):
             writer(tmp_path, resume=resume)
     assert files(tmp_path) == {"model.safetensors": b"weights"}
 
@@ -234,6 +234,7 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
                 read(folder)
             assert str(folder / name) in str(refusal.value)
             assert "Trace again with another --out" in str(refusal.value)
+            assert isinstance(refusal.value, ResumeError) == (read is resume_of)
         (folder / name).write_bytes(whole[name])
     assert_holds(folder, (12, 9, 30, 3, 22))
 
