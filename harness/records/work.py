@@ -78,7 +78,11 @@ class Discarded:
     token_texts: tuple[str, ...] = ()
 
 
-@dataclass
+SHORT = 8
+"""Values of a list that the text of a work still shows."""
+
+
+@dataclass(repr=False)
 class Work(PassWork):
     """The work of one completion: its prompt's layers, and all that came after prefill.
 
@@ -122,6 +126,17 @@ class Work(PassWork):
     ] = ()
     drafting: Annotated[DraftWork | None, Field(description="what passes did that drafted tokens at exits")] = None
     rolled_back: Annotated[DraftWork | None, Field(description="the same of those whose tokens were rejected")] = None
+
+    def __repr__(self) -> str:
+        """Return the counters that are not 0, then its lists: those of many values by their number."""
+        counted = [f"{name}={count}" for name, count in self.counts.items() if count]
+        others = ((one.name, getattr(self, one.name)) for one in fields(Work) if one.name not in COUNTERS)
+        for name, value in others:
+            if isinstance(value, Sequence) and len(value) > SHORT:
+                counted.append(f"{name}=<{len(value)} values>")
+            elif value:
+                counted.append(f"{name}={value!r}")
+        return f"Work({', '.join(counted)})"
 
     @classmethod
     def of(cls, made: Work) -> Work:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from harness.records import SampleRecord
+from harness.records.work import COUNTERS, Discarded, DraftWork, Work
 
 DECLARED = """
 from importlib.machinery import SourceFileLoader
@@ -67,3 +68,19 @@ def test_a_record_without_tokens_has_cost_nothing() -> None:
     """A black box's, which does not say what it did."""
     sample = SampleRecord(window=0, operating_point="it", task="t", sample_id="a", prompt_ids=(1, 2))
     assert set(sample.decode_amounts().values()) == {0}
+
+
+@pytest.mark.parametrize("tokens", [0, 3, 4096])
+def test_its_text_is_its_counters_and_no_page_of_tokens(tokens: int) -> None:
+    work = Work(**{name: place for place, name in enumerate(COUNTERS)}, drafting=DraftWork(passes=7))
+    work.exit_layers, work.drafted_at, work.accepted = (12,) * tokens, (4,) * tokens, (True,) * tokens
+    work.discarded = tuple(Discarded(place, (1, 2), (4, 4), ("a", "b")) for place in range(tokens))
+    text = repr(work)
+    named = [part.partition("=")[0] for part in text.removeprefix("Work(").split(", ")]
+    assert named[: len(COUNTERS) - 1] == list(COUNTERS[1:])  # the first one is 0
+    assert all(f"{name}={place}" in text for place, name in enumerate(COUNTERS) if place)
+    assert "passes=7" in text
+    assert ("exit_layers" in text) == bool(tokens)
+    assert len(text) < 2000
+    if tokens > 100:
+        assert f"exit_layers=<{tokens} values>" in text
