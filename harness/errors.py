@@ -67,7 +67,15 @@ class ModelError(HarnessError):
 
 
 class OutOfReachError(ModelError):
-    """A model that is neither a folder here nor cached, while the hub does not answer or does not have it."""
+    """A model that is neither a folder here nor cached, while the hub does not answer or does not have it.
+
+    Attributes:
+        fact: the message without its remedy, as a sentence.
+    """
+
+    def __init__(self, fact: str, remedy: str = "") -> None:
+        super().__init__(f"{fact} {remedy}".rstrip())
+        self.fact = fact
 
 
 class DataError(HarnessError):
@@ -84,6 +92,10 @@ class MeterError(HarnessError):
 
 class StoreError(HarnessError):
     """A run directory that is damaged, foreign, or belongs to another configuration."""
+
+
+class OutdatedError(StoreError):
+    """A file of another version of the harness, or of records that have changed since."""
 
 
 class OtherMachineError(StoreError):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.decoding.families import check_config, check_family, position_limit
 from harness.errors import ModelError, OutOfReachError, reason
 from harness.host.cache import keep_document, kept_document
-from harness.host.hub import hub_in_reach
+from harness.host.hub import hub_in_reach, hub_offline
 from harness.host.libraries import library_border
 from harness.models.folder import REMEDY, check_configuration, check_facts, check_files, quiet, read_object
 from harness.models.source import ALTERNATIVES, ModelSpec, local_folder
@@ -138,9 +138,10 @@ def read_config(spec: ModelSpec, weights: str) -> Any:
         if here:
             raise ModelError(f"{place} holds no transformers model: {reason(error)}. {REMEDY}") from error
         reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
+        reach += " (HF_HUB_OFFLINE is set)" if hub_offline() else ""
         if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
             raise OutOfReachError(f"the model folder {spec.name} does not exist. As a hub id, it {reach}.") from error
-        raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
+        raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}.", ALTERNATIVES) from error
 
 
 def _shape_of(spec: ModelSpec, config: Any) -> Shape:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, count
@@ -17,11 +17,25 @@ from typing import Any
 
 from harness.appearance.visible_text import shell_command, shell_word
 from harness.contracts import ModelInfo
-from harness.errors import ArtefactError, ConfigError
+from harness.errors import ArtefactError, ConfigError, OutOfReachError
 from harness.host.files import DocumentError, read_json
+from harness.host.hub import hub_offline
 from harness.models.artefacts import NEEDED, PICKLES, SHIPPED, Artefact, json_path, look_into, read_artefact
 
 logger = logging.getLogger(__name__)
+
+
+_OTHERS = {
+    "manifest.json": "a run directory",
+    "index.json": "a trace",
+    "config.json": "a model",
+    "study.json": "a study",
+}
+"""Files that say what a folder without artefacts is."""
+
+
+PREPARED: Mapping[str, Sequence[str]] = {"shortcut": (), "classifier": (), "rl": ("--agent",)}
+"""Kinds that `harness prepare` makes → the flags with which it does."""
 
 
 def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
@@ -31,6 +45,9 @@ def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
         return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
     for folder in (Path(given), SHIPPED / given):
         if folder.is_dir():
+            for file, what in _OTHERS.items():
+                if (folder / file).exists() and not any("kind" in look_into(each) for each in folder.glob("*.json")):
+                    raise ConfigError(f"--artefacts {given} is {what}. Give the folder that `harness train` wrote.")
             return (folder,)
     shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
     raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
@@ -264,13 +281,20 @@ def _refusal(
     if asked.artefacts and not Path(asked.artefacts).is_dir() and (shipped := SHIPPED / asked.artefacts).is_dir():
         copy = ["cp", "-r", str(shipped), asked.artefacts]  # else a new folder of its name would stand in for the set
         commands["the copy is your own and what --artefacts then means"] = copy
+    plainly = (asked.weights, asked.dtype, asked.exit_points, asked.artefacts) == ("auto", "float32", "paper", None)
+    plainly = plainly and asked.exit_head != "shared" and model.weights == "pretrained" and name == kind
+    if kind in PREPARED and plainly and not overwrite and _is_prepared(Path("artefacts") / plain):
+        other = [*out, "--traces", f"traces/{plain}"] if out else []
+        prepare = ["harness", "prepare", given[1], *PREPARED[kind], *other]
+        return _with_commands(lead, {"minutes to hours; the same command goes on after anything": prepare})
     lite = ["harness", "train", "lite", *given, *exits, *out]
     if kind == "adapter":
         return _with_commands(lead, commands | {"hours": lite})
     if kind in ("shortlist", "prompt-exit"):  # from the data themselves
         return _with_commands(lead, commands | {"minutes": ["harness", "train", kind, *given, *found, *out]})
-    names = (f"traces/{plain}{number}" for number in chain([""], (f"-{number}" for number in count(2))))
-    traces = next(name for name in names if _is_trace_of(Path(name), model) or not os.path.lexists(name))
+    names = [f"traces/{plain}/exits"] if _is_trace_of(Path(f"traces/{plain}/exits"), model) else []  # of prepare
+    usual = (f"traces/{plain}{number}" for number in chain([""], (f"-{number}" for number in count(2))))
+    traces = next(each for each in chain(names, usual) if _is_trace_of(Path(each), model) or not os.path.lexists(each))
     if not os.path.lexists(traces):
         if tune and kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":
             commands["hours to tune, without which the base weights serve"] = lite
@@ -282,6 +306,28 @@ def _refusal(
     named = [*(["--name", name] if name != kind else []), *(["--overwrite"] if overwrite else [])]
     train = ["harness", "train", kind, *given, "--traces", traces, *found, *out, *named]
     return _with_commands(lead, commands | {"minutes to train": train})
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether `harness prepare` may go on in a folder: it is not there, is empty, or was begun by it."""
+    return (folder / "prepare.json").is_file() or not (folder.is_dir() and any(folder.iterdir()))
+
+
+def unreachable(error: OutOfReachError, model: str, kinds: Collection[str]) -> ArtefactError:
+    """Return the refusal of a run that lacks a model and what would be learned from it: all of it, in one list."""
+    flags = dict.fromkeys(flag for kind in kinds for flag in PREPARED.get(kind, ()))
+    commands = [["unset", "HF_HUB_OFFLINE"]] if hub_offline() else []
+    commands.append(["harness", "prepare", model, *flags])
+    exits = f"traces/{Path(model).name}/exits"
+    commands += [
+        ["harness", "train", kind, "--model", model, "--traces", exits] for kind in kinds if kind not in PREPARED
+    ]
+    return ArtefactError(
+        f"{error.fact} {' and '.join(kinds)} must be learned from its weights, and random ones teach nothing. Where "
+        "the hub can be reached, or with --model FOLDER of the weights, this downloads and makes all (hours for "
+        "billions of parameters, memory for four bytes each):",
+        [shell_command(words) for words in commands],
+    )
 
 
 def _with_commands(lead: str, commands: Mapping[str, Sequence[str]]) -> ArtefactError:

@@ -16,16 +16,18 @@ from harness.appearance.visible_text import one_line
 from harness.config import RunConfig, demo_strategies, parse_all
 from harness.contracts import OWN_FORMAT, BlackBox
 from harness.decoding import packing
-from harness.errors import ConfigError, EndpointError, StoreError
+from harness.errors import ConfigError, EndpointError, OutOfReachError, StoreError
 from harness.host.libraries import resolve_device
 from harness.models.artefacts import FACTS
+from harness.models.controllers import TrainedStrategy
 from harness.models.model import KeptModel, ResolvedModel
 from harness.models.model import resolve as find_model
 from harness.models.placement import check_format
+from harness.models.trained import unreachable
 from harness.records import Manifest, OperatingPointRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee, is_same_source, known_documents
 from harness.registry import KV_POLICIES
-from harness.running.operating_points import black_box, build_all, operating_points, usable, with_baseline
+from harness.running.operating_points import Built, black_box, build_all, operating_points, usable, with_baseline
 from harness.running.plan import Draw, Plan, PlannedTask, registered_draw
 from harness.running.thresholds import OBSERVED, any_number, observed_thresholds, with_numbers
 from harness.store.record_files import ACCESS, REMEDY, read_document
@@ -71,7 +73,7 @@ def resolve(
             black_box(spec, strategy)
             if begins:
                 _reach(strategy)
-    found = find_model(config.request(config.seed))
+    found = _found(config, specs)
     info = found.info
     _check_weights(config, found, device)
     if not config.strategies:
@@ -125,6 +127,16 @@ def _reach(strategy: BlackBox) -> None:
         raise EndpointError(f"{error} {strategy.remedy()}") from None
     finally:
         connection.close()
+
+
+def _found(config: RunConfig, specs: Built) -> ResolvedModel:
+    """Find the model; where it is out of reach, what would have to be learned from it is missing as well."""
+    try:
+        return find_model(config.request(config.seed))
+    except OutOfReachError as error:
+        if kinds := dict.fromkeys(each.kind for _, each in specs if isinstance(each, TrainedStrategy)):
+            raise unreachable(error, config.model, kinds) from error
+        raise
 
 
 def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None:

@@ -22,6 +22,7 @@ QUICK = {
     "lte": ("--epochs", "1", "--hidden", "4"),
     "rl": ("--steps", "4096", "--envs", "16"),
     "shortcut": (),
+    "prepare": ("--documents", "4", "--length", "64", "--exit-module", "linear", "--steps", "0"),
 }
 """Added to the advised commands; nothing of this decides what an artefact belongs to."""
 
@@ -46,7 +47,7 @@ def follow(cli: Command, rows_file: Path) -> Callable[..., list[str]]:
             kind = arguments[1] if arguments[0] == "train" else arguments[0]
             if kind in without:
                 continue
-            data = ("--task", "py150", "--source", rows_file) if kind in ("lite", "trace") else ()
+            data = ("--task", "py150", "--source", rows_file) if kind in ("lite", "trace", "prepare") else ()
             ran = cli(*arguments, *QUICK[kind], *data)
             assert ran.code == 0, (command, ran.err)
         return commands
@@ -62,7 +63,7 @@ def kinds(commands: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("strategy", "flags", "without", "weights"),
     [
-        ("rl", (), ["lite"], "pretrained"),
+        ("rl:agent=mine", (), ["lite"], "pretrained"),
         ("classifier:heads=mine", ("--weights", "random", "--dtype", "bfloat16", "--seed", "1"), [], "random"),
         ("classifier", ("--artefacts", "my own", "--exit-points", "all"), [], "tuned"),  # after hours
     ],
@@ -79,6 +80,53 @@ def test_a_run_without_its_learned_exit_names_what_cures_it(
     assert cured.code == 0, cured.err
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == weights
     assert Path("artefacts").is_dir() == ("--artefacts" not in flags)
+
+
+@pytest.mark.slow
+def test_an_agent_its_heads_and_maps_are_made_by_one_command(run: Command, follow: Command) -> None:
+    """Which goes on: what one of them needed is not made again for the next."""
+    asked = ("--strategy", "classifier", "--strategy", "rl", "--exit-head", "shortcut")
+    assert follow(run("--strategy", "classifier"))[0].startswith("harness prepare ")
+    refused = run("--strategy", "rl")
+    assert [shlex.split(command)[-1] for command in refused.commands] == ["--agent"]
+    follow(refused)
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+
+
+@pytest.mark.parametrize(
+    ("strategy", "flags", "commands"),
+    [
+        ("rl", (), ["prepare"]),
+        ("classifier", (), ["prepare"]),
+        ("full", ("--exit-head", "shortcut"), ["prepare"]),
+        ("classifier:heads=mine", (), ["lite", "trace", "classifier"]),  # which it would not make
+        ("classifier", ("--exit-points", "all"), ["lite", "trace", "classifier"]),
+        ("lte", (), ["lite", "trace", "lte"]),
+    ],
+)
+def test_the_shortest_cure_that_there_is_is_named(
+    run: Command, strategy: str, flags: tuple[str, ...], commands: list[str]
+) -> None:
+    assert kinds(run("--strategy", strategy, *flags).commands) == commands
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("strategies", [("rl",), ("classifier", "lte"), ("full",)])
+def test_all_that_is_missing_with_a_model_stands_in_one_list(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, offline: bool, strategies: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if offline else "0")
+    monkeypatch.setattr("harness.host.hub.hub_trouble", lambda endpoint: "out of reach")
+    refused = cli("run", "--model", "opt-2.7b", *(word for name in strategies for word in ("--strategy", name)))
+    learned = strategies != ("full",)
+    assert "opt-2.7b" in refused.error
+    assert ("--weights random" in refused.error) != learned
+    assert ("HF_HUB_OFFLINE" in refused.err) == offline
+    wanted = [f"harness prepare opt-2.7b{' --agent' if 'rl' in strategies else ''}"] if learned else []
+    made = [command for command in refused.commands if "unset" not in command]
+    assert made[:1] == wanted
+    assert [command.split()[2] for command in made[1:]] == [name for name in strategies if name == "lte"]
 
 
 def test_a_controller_of_other_exit_points_is_made_again_from_the_trace_that_is_there(
@@ -107,7 +155,7 @@ def test_a_controller_of_other_exit_points_is_made_again_from_the_trace_that_is_
 def test_a_run_without_its_shortcuts_names_what_cures_it(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
     Path("my own").mkdir()
     asked = ("--exit-head", "shortcut", *flags)
-    assert kinds(follow(run(*asked))) == ["trace", "shortcut"]
+    assert kinds(follow(run(*asked))) == (["trace", "shortcut"] if flags else ["prepare"])
     cured = run(*asked, "--out", "cured")
     assert cured.code == 0, cured.err
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["exit_head"].startswith("shortcut:")
@@ -145,10 +193,10 @@ def test_cures_keep_the_model_as_it_was_typed(
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_llama, tmp_path / "my models" / "tiny")
     for typed in ("my models/tiny", "./my models/tiny/", "~/my models/tiny"):
-        refused = run("--model", typed, "--strategy", "classifier")
+        refused = run("--model", typed, "--strategy", "lte")
         assert [shlex.split(line)[shlex.split(line).index("--model") + 1] for line in refused.commands] == [typed] * 3
     follow(refused, without=["lite"])
-    assert run("--model", typed, "--strategy", "classifier").code == 0
+    assert run("--model", typed, "--strategy", "lte").code == 0
 
 
 def test_a_folder_without_a_tokenizer_is_refused_before_any_row_is_called_too_short(
@@ -167,7 +215,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "own-model.md").read_
 SESSIONS = re.findall(r"^\$ (harness run .*--model opt-2\.7b.*)\n((?:.+\n)+?)(?=```|\$)", PAGE, re.M)
 
 
-def test_a_model_out_of_reach_says_what_the_tutorial_says(cli: Command) -> None:
+def test_a_model_out_of_reach_says_what_the_tutorial_says(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("harness.host.hub.hub_trouble", lambda endpoint: "out of reach")
     assert ["--weights random" in command for command, _ in SESSIONS] == [False, True]
     for command, said in SESSIONS:
         assert cli(*shlex.split(command)[1:]).err.splitlines()[1:] == said.splitlines()
