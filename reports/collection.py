@@ -19,7 +19,7 @@ from typing import Any
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import open_regular, read_model, real_path
+from harness.host.files import open_regular, read_model, real_path, require_writable
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.drawing import INCHES, Figure, Width, save_figures
@@ -148,6 +148,7 @@ def check_folder(out: Path) -> None:
         foreign += [] if marked else [path for path in others if path.exists()]
     except OSError as error:
         raise ConfigError(f"cannot look into {out}: {error.strerror}. Use another --out.") from None
+    require_writable(out, ConfigError)
     if foreign:
         raise ConfigError(f"{foreign[0]} is not of a report of this harness and would be replaced. Use another --out.")
 

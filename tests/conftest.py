@@ -261,6 +261,20 @@ def tiny_run(cli: Callable[..., Ran], tiny_llama: Path, rows_file: Path) -> Call
     return run
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's finished run is kept."""
+    return tmp_path_factory.mktemp("kept") / "one"
+
+
+@pytest.fixture
+def finished(request: pytest.FixtureRequest, kept: Path, tmp_path: Path) -> Path:
+    """A copy of a small finished run, in the folder ``runs``."""
+    if not kept.exists():
+        assert request.getfixturevalue("tiny_run")("--out", kept).code == 0
+    return Path(shutil.copytree(kept, tmp_path / "runs" / "one"))
+
+
 @pytest.fixture
 def refused(tiny_run: Callable[..., Ran], tmp_path: Path) -> Callable[..., str]:
     """Run ``tiny_run`` with further arguments, and return the one line it must be refused with, nothing written."""

@@ -1,10 +1,12 @@
-"""Run directories and traces, changed: cut as an earlier kill leaves them, or without seals, as older ones are."""
+"""Run directories and traces, changed: cut as a kill leaves them, or without seals, as older ones are; full disks."""
 
 from __future__ import annotations
 
 import json
+import resource
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from harness.store.committed import sealed_records
 from harness.store.record_files import sealed_document, write_document
 from harness.store.run_directory import SUMMARY, RunDirectory
 
-__all__ = ["Records", "cut", "reseal", "samples", "unseal", "write_index"]
+__all__ = ["Records", "cut", "full_disk", "reseal", "samples", "unseal", "write_index"]
 
 Records = list[dict[str, Any]]
 
@@ -87,3 +89,14 @@ def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
     """Return the records of a run directory's JSONL file."""
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def full_disk(bytes_left: int = 0) -> Iterator[None]:
+    """Let files grow to so many bytes and no further, as far as this process writes them."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

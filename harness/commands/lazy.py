@@ -84,7 +84,7 @@ def _panel(title: str, rows: Rows, width: int, example: str) -> Panel:
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help is what it declares, word for word, and that takes no empty path for the working folder."""
+    """A command whose help is what it declares, word for word, and that takes no empty text for a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Read the arguments."""
@@ -92,9 +92,16 @@ class PlainCommand(TyperCommand):
         rest = super().parse_args(ctx, args)
         for param in self.params if has_empty else ():
             value = ctx.params.get(param.name)
-            if Path() in (value if isinstance(value, list | tuple) else [value]):
+            given = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
+            for empty in (
+                one for one in (value if isinstance(value, list | tuple) else [value]) if one in (Path(), "")
+            ):
                 named = param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.name
-                raise ConfigError(f"{named} is empty. Name a file or folder; . is this one.")
+                what = (
+                    "Name a file or folder; . is this one." if empty == Path() else "Name something, or leave it out."
+                )
+                if given:
+                    raise ConfigError(f"{named} is empty. {what}")
         return rest
 
     def invoke(self, ctx: Any) -> Any:

@@ -65,6 +65,13 @@ def configure(model: type[C], given: Mapping[str, Any]) -> C:
         return model.build(given)
 
 
+def one_model(given: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """Return the flags that were given, with the model that was named before them."""
+    if name is not None and given.get("model", name) != name:
+        raise ConfigError(f"'{name}' and --model '{given['model']}' are two models. Give one.")
+    return {**given} if name is None else {**given, "model": name}
+
+
 def run_settings(given: Mapping[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
     """Return the configuration of a run: flags over a TOML file, and both over that of the run to resume."""
     from harness.store.run_directory import RunDirectory
@@ -75,7 +82,8 @@ def run_settings(given: Mapping[str, Any], config: Path | None, resume: Path | N
         with RunDirectory.read(resume) as store:
             refuse_absent_plugins(resume, store.manifest)
             before = {key: value for key, value in store.manifest.config.items() if key != "out"}
-    settings = RunConfig.build({**before, **(RunConfig.read_toml(config) if config is not None else {}), **given})
+    file = {} if config is None else RunConfig.read_toml(config)
+    settings = RunConfig.of_file(file, {**{key: value for key, value in before.items() if key not in file}, **given})
     if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
         raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Omit --out.")
     return settings

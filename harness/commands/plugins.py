@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import rmtree
 from typing import Annotated
 
 import typer
@@ -12,6 +14,8 @@ import typer
 from harness.commands.console import note, say, write_json
 from harness.commands.options import AsJson
 from harness.errors import ConfigError, StoreError, UnknownNameError
+from harness.host.files import replace_files
+from harness.registry import REGISTRIES
 
 BROKEN = 1
 
@@ -205,13 +209,21 @@ def new(
     if folder.exists():
         raise StoreError(f"{folder} exists. Give another name, or remove it.")
     group, text, use = TEMPLATES[kind]
+    if any(registry.group == f"harness.{group}" and name in registry for registry in REGISTRIES.values()):
+        raise ConfigError(f"there is a {kind} '{name}' already (`harness show {name}`). Give another name.")
+    if find_spec(module) is not None:
+        raise ConfigError(f"'{module}' is a module that is installed already. Give another name.")
     words = {"name": name, "module": module, "group": group, "made": name.title().replace("-", "")}
-    folder.mkdir()
-    (folder / "pyproject.toml").write_text(PYPROJECT.format(**words), encoding="utf-8")
     said = f'"""A {kind} for early-exit-harness."""\n\n'
-    (folder / f"{module}.py").write_text(said + text.format(**words), encoding="utf-8")
+    files = {"pyproject.toml": PYPROJECT, f"{module}.py": said + text}
+    folder.mkdir()
+    try:
+        replace_files({folder / file: content.format(**words).encode() for file, content in files.items()})
+    except OSError:
+        rmtree(folder)
+        raise
     say(f"{folder / module}.py is yours to change. Then:")
-    for command in (f"pip install --no-deps --no-build-isolation -e {name}", f"harness check-plugin {name}", use):
+    for command in (f"pip install --no-deps -e {name}", f"harness check-plugin {name}", use):
         note(f"  {command.format(**words)}")
 
 

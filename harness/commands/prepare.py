@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +14,19 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.console import say, write
-from harness.commands.options import configure, configured_by
-from harness.errors import ConfigError, StoreError
+from harness.commands.options import configure, configured_by, one_model
+from harness.errors import ConfigError, OutOfReachError, StoreError
+from harness.host.files import require_writable
+from harness.host.libraries import require
+from harness.registry import TASKS
 from harness.training.options import PrepareOptions
 
 DONE = "prepare.json"
 """Commands that are finished, in order, beside what they made."""
+WIDEST = 512
+"""Inner units of an exit module that nobody chose, where the model is as wide."""
+DECISIONS_PER_TOKEN, MOST_DECISIONS = 8, 2_000_000
+"""An agent's budget: what the shipped one learned from, 2,000,000 decisions on 253,000 tokens, is the most."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Step:
         return shlex.join(("harness", *self.words))
 
 
-def steps_of(options: PrepareOptions, out: Path, traces: Path) -> Iterator[Step]:
+def steps_of(options: PrepareOptions, exit_module: str, out: Path, traces: Path) -> Iterator[Step]:
     """Yield the commands for a model, in the order in which one needs the other."""
     model = ("--model", options.model)
     documents = [word for task in options.tasks for word in ("--task", task)]
@@ -50,7 +57,7 @@ def steps_of(options: PrepareOptions, out: Path, traces: Path) -> Iterator[Step]
     plain, read = str(traces / "plain"), str(traces / "exits")
     made = ("--artefacts", str(out))
     learn = (*model, "--traces", read, *made, "--out", str(out))
-    module = ("--exit-module", options.exit_module, "--steps", str(options.steps))
+    module = ("--exit-module", exit_module, "--steps", str(options.steps))
     yield Step(
         ("suitability", *model, *documents, *threads),
         "minutes: what exits could bring at best, before any of it is made",
@@ -69,23 +76,33 @@ def steps_of(options: PrepareOptions, out: Path, traces: Path) -> Iterator[Step]
     )
     yield Step(("train", "classifier", *learn), "a rule that says when to leave; minutes at most")
     if options.agent:
-        yield Step(("train", "rl", *learn), "an agent that decides as GREEN-CODE's does; minutes")
+        tokens = options.documents * options.length * len(options.tasks) * len(options.sources)
+        budget = ("--steps", str(min(MOST_DECISIONS, DECISIONS_PER_TOKEN * tokens)))
+        yield Step(("train", "rl", *learn, *budget), "an agent that decides as GREEN-CODE's does; minutes")
 
 
 @configured_by(PrepareOptions, build=False)
 def prepare(
     given: dict[str, Any],
-    name: Annotated[str, typer.Argument(help="Catalogue name, hub id, folder or GGUF file.", metavar="MODEL")],
+    name: Annotated[str | None, typer.Argument(help="The model; as --model.", metavar="MODEL")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands; run none.")] = False,
 ) -> None:
     """Make what a model needs to exit early: suitability, exits, a rule; the same command goes on after anything."""
-    options = configure(PrepareOptions, {**_without_other(given, name), "model": name})
+    options = configure(PrepareOptions, one_model(given, name))
     out = options.out or Path("artefacts") / Path(options.model).name
-    steps = list(steps_of(options, out, options.traces or Path("traces") / Path(options.model).name))
+    traces = options.traces or Path("traces") / Path(options.model).name
+    for task in options.tasks:
+        TASKS.load(task)
+    if not dry_run:
+        require_writable(out, ConfigError)
+        require_writable(traces, ConfigError, "Use other --traces.")
+    steps = list(steps_of(options, _exit_module(options, dry_run), out, traces))
     if dry_run:
         for step in steps:
             write(f"# {step.why}\n{step}")
         return
+    if options.agent:
+        require("train", "stable_baselines3", "gymnasium")
     done = _finished(out)
     finished = 0
     while finished < min(len(done), len(steps)) and done[finished] == str(steps[finished]):
@@ -110,10 +127,21 @@ def prepare(
     say(f"{out} is ready: {use} --strategy classifier{rules} --strategy full@lossless+suffix")
 
 
-def _without_other(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if given.get("model", name) != name:
-        raise ConfigError(f"'{name}' and --model '{given['model']}' are two models. Give one.")
-    return dict(given)
+def _exit_module(options: PrepareOptions, dry_run: bool) -> str:
+    """Return the exit module, once the model and it are known to fit; a dry run may be of a model that is not here."""
+    from harness.models.configuration import read_shape
+    from harness.models.exit_modules import shapes_of
+    from harness.models.source import find_spec
+
+    try:
+        width = read_shape(find_spec(options.model), "auto").hidden_size
+    except OutOfReachError:
+        if not dry_run:
+            raise
+        return options.exit_module or f"mlp/{WIDEST}"
+    module = options.exit_module or f"mlp/{min(WIDEST, width // 2 * 2)}"
+    shapes_of(module, width)
+    return module
 
 
 def _finished(out: Path) -> Sequence[str]:

@@ -10,8 +10,9 @@ import typer
 
 from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import log_to, print_tables, say, show_progress, stderr, write_json
-from harness.commands.options import AsJson, configure, configured_by, run_settings, use_threads
+from harness.commands.options import AsJson, configure, configured_by, one_model, run_settings, use_threads
 from harness.errors import ConfigError, StoreError
+from harness.host.files import require_writable
 from harness.registry import KV_POLICIES
 from harness.replay.options import CalibrateOptions, SuitabilityOptions, SweepOptions
 
@@ -44,6 +45,8 @@ def calibrate(
     target = how.parse_target(options.target)
     if options.file is not None and (options.file.is_dir() or not options.file.parent.is_dir()):
         raise ConfigError(f"--file {options.file}: give a file in a folder that exists.")
+    if options.file is not None:
+        require_writable(options.file.parent, ConfigError, "Use another --file.")
     run = _decoded(options, given, target, resume)
     folder = shell_word(run.directory)
     say(f"Decoded in {folder}: --resume {folder} calibrates on it again.")
@@ -128,9 +131,9 @@ def sweep(options: SweepOptions, as_json: AsJson = False) -> None:
     from harness.replay.tables import FILES, sweep_tables, write_sweep
     from harness.training.traces.store import Traces
 
-    fixed = ",".join(map(str, Traces.open(options.replay, options.model or "").exit_points))
     if options.out is not None:
         _check_writable(options.out, {*FILES, "live"})
+    fixed = ",".join(map(str, Traces.open(options.replay, options.model or "").exit_points))
     with show_progress() as progress:
         references = (f"fixed:layer={fixed}", "oracle") if options.references and fixed else ()
         result = replay_all(options, references, progress=progress)
@@ -158,13 +161,9 @@ def sweep(options: SweepOptions, as_json: AsJson = False) -> None:
 
 
 def _check_writable(folder: Path, own: set[str]) -> None:
-    """Make the folder before any slow work; refuse one that cannot be made, or holds other files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted({path.name for path in folder.iterdir()} - own)
-    except OSError as error:
-        raise StoreError(f"cannot make {folder}: {error.strerror}. Use another --out.") from None
-    if others:
+    """Refuse, before any slow work, a folder that cannot be made, or holds other files."""
+    require_writable(folder, StoreError)
+    if others := sorted({path.name for path in folder.glob("*")} - own):
         raise StoreError(f"{folder} holds other files ({others[0]}). Use another --out.")
 
 
@@ -175,9 +174,7 @@ def suitability(
     as_json: AsJson = False,
 ) -> None:
     """Say before any work whether early exit can pay for a model here, and which family of strategies: minutes."""
-    if name is not None and given.get("model", name) != name:
-        raise ConfigError(f"'{name}' and --model '{given['model']}' are two models. Give one.")
-    options = configure(SuitabilityOptions, given if name is None else {**given, "model": name})
+    options = configure(SuitabilityOptions, one_model(given, name))
 
     from harness.replay.suitability import assess
     from harness.replay.verdict import suitability_tables

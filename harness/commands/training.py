@@ -14,7 +14,8 @@ from harness.commands.console import log_to, say, show_progress, stderr, write
 from harness.commands.lazy import LazyGroup
 from harness.commands.options import configured_by, flag, use_threads
 from harness.config.model import Configuration
-from harness.errors import RegistryError
+from harness.errors import ConfigError, RegistryError
+from harness.host.files import require_writable
 from harness.registry import RECIPES
 from harness.training.options import TraceCommand
 
@@ -26,6 +27,8 @@ def trace(options: TraceCommand) -> None:
     from harness.training.processes import is_main
     from harness.training.traces.record_trace import trace as record
 
+    if is_main():
+        require_writable(options.folder, ConfigError)
     use_threads(options.threads)
     with show_progress() as progress:
         try:
@@ -71,7 +74,11 @@ def _command(name: str) -> Callable[..., None]:
         )
 
     def train(options: Any) -> None:
+        from harness.training.processes import is_main
+
         log_to(stderr())
+        if is_main() and (folder := getattr(options, "folder", None)) is not None:
+            require_writable(folder, ConfigError)
         with show_progress() as progress:
             trained = options.train(TrainingRun(name, shlex.join(["harness", *sys.argv[1:]]), progress))
         if not trained.finished:

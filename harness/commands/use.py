@@ -72,7 +72,7 @@ def serve(
     """
     before = ServeConfig.read_toml(config) if config is not None else {}
     with named_by_flag(ServeConfig, given):  # what a file says is named as there
-        settings = ServeConfig.build({**before, **given})
+        settings = ServeConfig.of_file(before, given)
     if print_config is not None:
         write(_snippet(print_config, settings), end="")
         return

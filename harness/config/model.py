@@ -14,7 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, complaint, did_you_mean
@@ -167,6 +176,10 @@ class RefusedValueError(ConfigError):
         super().__init__(f"{shown}: {self.reason}." if where else f"{self.reason}.")
 
 
+class ContradictionError(ConfigError):
+    """Values that are allowed, and contradict one another."""
+
+
 def _place(loc: Iterable[int | str], values: Mapping[str, Any]) -> str:
     """Return where a value stands, as ``grid.model`` or ``tasks[1]``, without pydantic's names of a union's parts."""
     place, value = "", values
@@ -191,7 +204,9 @@ class Configuration(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _texts_can_be_written(cls, value: Any) -> Any:
+    def _texts_can_be_written(cls, value: Any, field: ValidationInfo) -> Any:
+        if value == "" != cls.model_fields[str(field.field_name)].default:
+            raise ValueError("it is empty. Name something, or leave it out")
         return writable(value)
 
     def __init__(self, **values: Any) -> None:
@@ -208,6 +223,19 @@ class Configuration(BaseModel):
     def build(cls, values: Mapping[str, Any]) -> Self:
         """Return the configuration that a mapping describes."""
         return cls(**values)
+
+    @classmethod
+    def of_file(cls, file: Mapping[str, Any], flags: Mapping[str, Any]) -> Self:
+        """Return what a file says with flags laid over it; what the file says behind a flag must be allowed, too."""
+        together = {**file, **flags}
+        for name in file.keys() & flags.keys():
+            try:
+                cls.build({**together, name: file[name]})
+            except ContradictionError:
+                pass  # the flag may be there to end it
+            except RefusedValueError as error:
+                raise ConfigError(error.message) if error.name == name else error from None
+        return cls.build(together)
 
     @classmethod
     def part_of(cls, whole: Self) -> Self:

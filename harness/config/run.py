@@ -12,6 +12,7 @@ from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, 
 from harness.config.model import (
     DEFAULT_MODEL,
     STORED,
+    ContradictionError,
     Folder,
     ModelConfiguration,
     ModelName,
@@ -293,7 +294,7 @@ class RunConfig(ModelConfiguration):
     @model_validator(mode="after")
     def _means_something_together(self) -> Self:
         for contradiction in self._contradictions():
-            raise ConfigError(contradiction)
+            raise ContradictionError(contradiction)
         return self
 
     def _contradictions(self) -> Iterator[str]:

@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -198,6 +199,7 @@ def unfinished(file: Path) -> Path:
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: bool = False) -> None:
     """Write files, each whole, in the order given; all are complete before the first one is replaced."""
+    file = Path()
     try:
         for file, content in contents.items():
             if isinstance(content, bytes):
@@ -212,10 +214,30 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: 
         if durable:
             for folder in {file.parent for file in contents}:
                 sync(folder)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(file)  # a full disk names none
+        raise
     finally:
         for file in contents:
             with suppress(OSError):
                 unfinished(file).unlink(missing_ok=True)
+
+
+def require_writable(folder: Path, refusal: type[HarnessError], remedy: str = "Use another --out.") -> None:
+    """Refuse a folder that cannot be made or written: it is tried, and what was made is taken away again."""
+    absent = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"\n")
+    except OSError as error:
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        why = "it is no folder" if in_the_way else error.strerror
+        raise refusal(f"cannot write into {folder}: {why}. {remedy}") from None
+    finally:
+        for path in absent:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def sync(path: Path) -> None:

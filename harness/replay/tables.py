@@ -231,6 +231,7 @@ def write_sweep(sweep: Sweep, folder: Path, calibration: Calibration | None = No
     )
     found = [sweep] if calibration is None else [sweep, calibration]
     first, *rest = (escape_json(one.model_dump_json(indent=2)) + "\n" for one in found)
+    folder.mkdir(parents=True, exist_ok=True)
     return write_files(folder, dict(zip(FILES, (first, csv, *rest), strict=False)))
 
 

@@ -7,6 +7,7 @@ kept in the user's cache under a hash of all three, unless metrics or scores of 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -20,7 +21,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from harness.appearance.visible_text import one_line, shell_word
-from harness.errors import HarnessError, StoreError
+from harness.errors import HarnessError, OutdatedError, StoreError
 from harness.host import environment
 from harness.host.cache import keep_document, kept_document
 from harness.host.files import real_path
@@ -31,11 +32,13 @@ from harness.registry import METRICS, SCORES, plugin_at_fault
 from harness.running.scoring import CorpusScores, missing_scores
 from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
 from harness.store.record_files import REMEDY
-from harness.store.run_directory import RunDirectory, is_held
+from harness.store.run_directory import SUMMARY, RunDirectory, is_held
 from harness.store.same_run import absent_plugins
 from reports.recorded import RecordedRun, Records
 from reports.summary.admission import drop_implausible
 from reports.summary.summarise import corpora, recorded_only, summarise
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
@@ -70,8 +73,12 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
             )
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
         recorded, seal, again = None, store.seal, store.rescored
-        with suppress(StoreError):  # it has to be made again
+        try:
             recorded = store.read_summary() if duplicates else None
+        except OutdatedError:  # it has to be made again
+            pass
+        except StoreError:
+            logger.warning("%s cannot be used, or was changed: it is computed again from the records", path / SUMMARY)
     if not duplicates:
         manifest, windows, samples = _without_duplicates(path, manifest, windows, samples)
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from harness.decoding.graphs import recorder_for
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, HarnessError
 from harness.host import environment
-from harness.host.files import real_path
+from harness.host.files import real_path, require_writable
 from harness.metering import open_meter
 from harness.metering.contamination import FOREIGN_SHARE, SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
 from harness.metering.counters import samples_per_block
@@ -200,11 +199,7 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
     if resume is not None:
         with RunDirectory.read(resume) as store:
             return store.manifest
-    path = config.out or Path("runs")
-    folder = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
-    fault = "no folder" if not folder.is_dir() else "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
-    if fault:
-        raise ConfigError(f"the run directory {path} cannot be made: {folder} is {fault}. Use another --out.")
+    require_writable(config.out or Path("runs"), ConfigError)
     if config.out is not None and config.out.exists():
         refuse_occupied(config.out)
     return None

@@ -23,6 +23,7 @@ from typing import Any, Self
 from harness.errors import StoreError
 from harness.host.files import open_regular, read_json, replace_files, sync
 from harness.records import SCHEMA_VERSION
+from harness.store.record_files import check_version
 
 ARCHIVE = ".tar.gz"
 RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")
@@ -147,14 +148,10 @@ def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
 def _verify(folder: Path, archive: Path) -> None:
     try:
         facts = read_json(folder / LIST)
-        version, listed = facts["schema_version"], {name: facts["files"][name]["sha256"] for name in RECORDS}
+        listed = {name: facts["files"][name]["sha256"] for name in RECORDS}
     except (OSError, ValueError, KeyError, TypeError):
         raise StoreError(f"{archive} has no usable {LIST}. Pack it with `harness submit`.") from None
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{archive} has schema version {version!r} and this harness reads {SCHEMA_VERSION}. Use the version of "
-            "early-exit-harness that packed it."
-        )
+    check_version(facts, str(archive))
     for name, digest in listed.items():
         file = folder / name
         if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:

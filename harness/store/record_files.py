@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import StoreError
+from harness.errors import OutdatedError, StoreError
 from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, replace_files, sync
 from harness.records import SCHEMA_VERSION
 
@@ -125,19 +125,28 @@ def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> tup
         raise StoreError(f"cannot read {file}: {error.strerror}. {ACCESS}") from None
     except DocumentError as error:
         raise StoreError(f"{file} is damaged: {error}. {REMEDY}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version is None:
-        raise StoreError(f"{file} is foreign: it has no schema_version. {REMEDY}")
-    if version != known:
-        raise StoreError(
-            f"{file} has schema version {version!r} and this harness reads {known}. "
-            "Use the version of early-exit-harness that wrote it."
-        )
+    check_version(content, str(file), known)
     document = parse(kind, data, file)
     body, seal = split_seal(data)
     if (seal or "sha256" in content or content.get("run")) and seal != seal_of("", [body]):
         raise StoreError(f"{file} is not what the harness wrote: it was changed, or is damaged. {REMEDY}")
     return document, seal
+
+
+def check_version(
+    content: object, what: str, known: int = SCHEMA_VERSION, name: str = "schema_version", remedy: str = ""
+) -> None:
+    """Refuse what is foreign, damaged, or of another version (:class:`OutdatedError`)."""
+    version = content.get(name) if isinstance(content, dict) else None
+    if version is None:
+        raise StoreError(f"{what} is foreign: it has no {name}. {remedy or REMEDY}")
+    if type(version) is not int:
+        raise StoreError(f"{what} is damaged: its {name} {version!r} is no whole number. {remedy or REMEDY}")
+    if version != known:
+        raise OutdatedError(
+            f"{what} has {name} {version} and this harness reads {known}. "
+            f"{remedy or 'Use the version of early-exit-harness that wrote it.'}"
+        )
 
 
 def append(file: Path, data: bytes) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from harness.appearance.visible_text import shell_word
-from harness.errors import StoreError
+from harness.errors import OutdatedError, StoreError
 from harness.host.files import DocumentError, open_regular, read_bytes, read_json, unfinished
 from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, SampleScores, ScoresRecord, WindowRecord
 from harness.records.summary import SUMMARY_VERSION, Summary
@@ -161,9 +161,11 @@ class RunDirectory:
         file = self.path / SUMMARY
         if not file.exists():
             return None
-        summary, _ = read_document(Summary, file, SUMMARY_VERSION)
+        summary, own = read_document(Summary, file, SUMMARY_VERSION)
+        if self.seal and not own:
+            raise StoreError(f"{file} is not what the harness wrote: it was changed, or is damaged.")
         if self.seal and summary.records != self.seal:
-            raise StoreError(
+            raise OutdatedError(
                 f"{file} is not of the records beside it. Write it again with `harness report {shell_word(self.path)}`."
             )
         return summary

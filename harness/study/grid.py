@@ -131,6 +131,10 @@ def read_study(given: str) -> StudyConfig:
         raise UnknownNameError("preset", given, known, "Give a TOML file, or one of these.")
     study = StudyConfig.build(StudyConfig.read_toml(Path(given)))
     if study.preset is None:
+        if not (study.run or study.grid or study.include or study.step):
+            raise ConfigError(
+                f"{given} declares no point and no step. Give it a [run], [grid], [[include]] or [[step]]."
+            )
         return study
     if study.preset not in known:
         raise UnknownNameError("preset", study.preset, known)

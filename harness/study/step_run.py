@@ -26,8 +26,18 @@ from typing import IO
 from pydantic import field_validator
 
 from harness.contracts.executors import Command, How
-from harness.errors import DEFECT, HarnessError, ResumeError, StoreError, chain, is_full, is_out_of_memory, reason
-from harness.host.files import DocumentError, open_regular, read_json, real_path, sync
+from harness.errors import (
+    DEFECT,
+    HarnessError,
+    OutdatedError,
+    ResumeError,
+    StoreError,
+    chain,
+    is_full,
+    is_out_of_memory,
+    reason,
+)
+from harness.host.files import open_regular, real_path, sync
 from harness.host.interpreter import fresh_interpreter
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Count, Record
@@ -103,12 +113,13 @@ def read_step(folder: Path, identity: str | None = None, *, verify: bool = False
     ``verify`` compares contents as well. What cannot be read now, or by this version, is refused: it may be whole.
     """
     try:
-        content = read_json(folder / STEP)
-        version = content.get("schema_version") if isinstance(content, dict) else None
         try:
             record, _ = read_document(StepRecord, folder / STEP)
         except StoreError as error:
-            if isinstance(error.__context__, OSError) or (isinstance(version, int) and version != SCHEMA_VERSION):
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise cause from None
+            if isinstance(error, OutdatedError):
                 raise
             return None
         if identity not in (None, record.identity):
@@ -116,7 +127,7 @@ def read_step(folder: Path, identity: str | None = None, *, verify: bool = False
         for name, made in record.made.items():
             if (folder / name).stat().st_size != made.bytes or (verify and _hash(folder / name) != made.sha256):
                 return None
-    except (FileNotFoundError, NotADirectoryError, DocumentError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StoreError(

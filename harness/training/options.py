@@ -22,6 +22,7 @@ from harness.config.model import (
     Threads,
 )
 from harness.contracts import ModelRequest, Split
+from harness.models.exit_modules import ExitModuleName
 
 Resume = Annotated[bool, Field(description="Go on from the last checkpoint in --out.")]
 LearnedTasks = Annotated[
@@ -129,9 +130,17 @@ class PrepareOptions(DocumentChoice):
     model: ModelName = DEFAULT_MODEL
     documents: int = Field(default=100, ge=4, description="Documents of each task and source that exits learn from.")
     length: int = Field(default=640, ge=32, description="Tokens a document is cut at.")
-    exit_module: str = Field(default="mlp/512", description="What reads an exit before the model's own head.")
+    exit_module: ExitModuleName | None = Field(
+        default=None,
+        description="What reads an exit before the model's own head. Default: mlp/512, or of a narrower model mlp/ and "
+        "its width.",
+    )
     steps: int = Field(default=1500, ge=0, description="Steps of AdamW that exit modules learn for.")
-    agent: bool = Field(default=False, description="Train an agent, too; wants the extra `train`.")
+    agent: bool = Field(
+        default=False,
+        description="Train an agent, too, on 8 decisions for each token of --documents and --length, 2,000,000 at "
+        "most; wants the extra `train`.",
+    )
     threads: Threads = None
     traces: Folder | None = Field(default=None, description="Folder of the traces. Default: traces/MODEL.")
     out: Folder | None = Field(default=None, description="Folder for what is made. Default: artefacts/MODEL.")

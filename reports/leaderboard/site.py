@@ -31,6 +31,7 @@ from harness.host.libraries import require
 from harness.records import SCHEMA_VERSION
 from harness.records.conditions import HARDWARE_RULE, REPLAY, group_id
 from harness.records.record import Record
+from harness.store.record_files import check_version
 from reports.files import replace_file
 from reports.leaderboard.checks import CANNOT_BE_CHECKED, COMPUTED_AGAIN, Check, Rescore, publication_checks
 from reports.leaderboard.data import (
@@ -212,12 +213,7 @@ def _read_entry(path: Path) -> RunEntry:
 
 def _check_versions(found: object, what: str) -> None:
     for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
-        theirs = found.get(name) if isinstance(found, dict) else None
-        if theirs != ours:
-            raise StoreError(
-                f"{what} has {name} {theirs!r} and this harness writes {ours}. Use the version of "
-                "early-exit-harness that made it, or another --out."
-            )
+        check_version(found, what, ours, name, "Use another --out.")
 
 
 def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str]:

@@ -80,7 +80,7 @@ def test_the_good_ones_are_published_and_each_other_has_a_line(cli: Command, run
     assert len(lines) == 6
     for name, said in {
         "unreadable": "not JSON",
-        "foreign": "schema version 9 and this harness reads 1",
+        "foreign": "schema_version 9 and this harness reads 1",
         "failed": "every sample failed, the first with: out of luck",
         "empty": "windows.jsonl was cut or lost",
         "nowhere": "does not exist",

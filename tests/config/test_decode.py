@@ -180,7 +180,7 @@ def test_a_rule_is_built_with_its_options() -> None:
     ("written", "said"),
     [
         ("statment", r"unknown stop rule 'statment'.*Did you mean 'statement'"),
-        ("", r"names no stop rule"),
+        (":", r"names no stop rule"),
         ("excess:0.5", r"cannot be read at '0\.5'"),
         ("excess:threshold=2", r"excess:threshold=2 is not allowed"),
         ("block:language=java:language=java", r"gives option 'language' twice"),

@@ -295,7 +295,7 @@ DAMAGED: tuple[tuple[bytes | None, str], ...] = (
     (b"[1]", "foreign"),
     (b'{"name": "package.json"}', "foreign"),
     (b'{"schema_version": 1}', "damaged: created: Field required"),
-    (b'{"schema_version": 99}', "schema version 99 and this harness reads 1"),
+    (b'{"schema_version": 99}', "schema_version 99 and this harness reads 1"),
 )
 
 

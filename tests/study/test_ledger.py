@@ -95,7 +95,7 @@ def test_a_run_that_cannot_be_read_now_stays_as_it_is(
             file.write_text(json.dumps(json.loads(file.read_bytes()) | {"schema_version": 2}))
             (tmp_path / "s" / EVENTS).unlink()
     if finished:
-        with open_study(tmp_path / "s", 1) as study, pytest.raises(StoreError, match="has schema version 2 and this"):
+        with open_study(tmp_path / "s", 1) as study, pytest.raises(StoreError, match="has schema_version 2 and this"):
             study.settle(point)
 
 

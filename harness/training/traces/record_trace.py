@@ -106,7 +106,7 @@ def trace(options: TraceCommand, progress: Progress) -> Traces:
                     read, first = _generated(document, read, tokenizer, engine, options)
                     described["prompt"] = " ".join(map(str, read[: first + 1]))
                 writer.add(described, exit_columns(engine, read, first))
-            progress.step(number, f"{writer.tokens} tokens on disk")
+            progress.step(number, f"{writer.traced} tokens")
         writer.flush()
         wait_for_all()
         if is_main():

@@ -130,6 +130,11 @@ class TraceWriter:
         """Tokens that are on disk."""
         return sum(int(shard["tokens"]) for shard in self._index["shards"])
 
+    @property
+    def traced(self) -> int:
+        """Tokens so far: on disk, or waiting to be a shard."""
+        return self.tokens + self._tokens
+
     def add(self, document: Mapping[str, Any], columns: Mapping[str, Tensor]) -> None:
         """Append one document: its facts but ``tokens``, and its columns but ``document``; see the module docstring."""
         tokens = len(columns["final"])
