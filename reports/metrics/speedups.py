@@ -15,11 +15,10 @@ from typing import Any, TypeAlias
 
 from harness.contracts import Metric, Wording
 from harness.contracts.metrics import Against
-from harness.records import WindowRecord
 from reports.metrics.point import Point, Units, blocks, joined, rates
 from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS, SESSIONS
 from reports.statistics.intervals import Pair, paired_ratio
-from reports.summary.measured import Measured, after_first, has_energy, idle_power_w, is_measured, total
+from reports.summary.measured import Measured, after_first, has_energy, idle_power_w
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 
@@ -38,17 +37,7 @@ def _decoding(point: Point, full: Measured, repeat: int | None = None) -> list[P
 
 
 def _energy(point: Point, full: Measured) -> list[Pair] | None:
-    if not has_energy(point.cell, full):
-        return None
-    if is_measured(total(point.windows)[0], point.manifest.meter):
-        return point.cell.energy_pairs(full)
-
-    def estimated_j(cell: Measured, window: WindowRecord) -> float | None:
-        """An estimate is made of the time, so its prompts take the mean of theirs, too."""
-        own, pooled = cell.request_s(window), point.prompt_times.request_s(cell, window)
-        return window.energy_j * pooled / own if window.energy_j is not None and own and pooled is not None else None
-
-    return list(point.cell.block_pairs(full, estimated_j).values())
+    return point.cell.energy_pairs(full) if has_energy(point.cell, full) else None
 
 
 def _net_energy(point: Point, full: Measured) -> list[Pair] | None:

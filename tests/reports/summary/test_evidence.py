@@ -116,7 +116,7 @@ def test_another_format_is_not_the_same_work(build: Any) -> None:
     assert one.no_interval is not NoInterval.SAME_WORK
 
 
-def test_an_estimate_pools_as_time_does_and_repeats_none_of_its_evidence(build: Any) -> None:
+def test_an_estimate_repeats_none_of_the_time_s_evidence(build: Any) -> None:
     """Energy as an affine copy of time without an intercept has time's very ratio; by a sensor it is its own."""
     run = play(build())
     for index, window in enumerate(run.windows):
@@ -129,7 +129,6 @@ def test_an_estimate_pools_as_time_does_and_repeats_none_of_its_evidence(build: 
     row = run.row(RULE)
     energy, time = row.estimate("energy_ratio"), row.estimate("speedup")
     assert energy.value == pytest.approx(time.value)
-    assert time.value != pytest.approx(2.0, abs=0.01), "prompts were pooled"
     assert (energy.no_interval, energy.interval, energy.p) == (NoInterval.ESTIMATED, None, None)
     (table,) = split_tables(run.summary())
     columns = {metric.name: column for metric, column in columns_of(table.rows).items()}
