@@ -234,6 +234,7 @@ def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
 def _beside(*rows: tuple[RenderableType, RenderableType], between: int = 1) -> Grid:
     grid = Grid.grid(padding=(0, between, 0, 0))
     grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for row in rows:
         grid.add_row(*row)
     return grid

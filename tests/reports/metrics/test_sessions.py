@@ -221,8 +221,8 @@ def test_a_keep_without_its_full_depth_is_refused(build: Any) -> None:
 
 def test_tables_say_what_is_kept_and_notes_what_it_means(build: Any) -> None:
     text = report_markdown(play(build(points=POINTS), 8).summary())
-    head = next(line for line in text.splitlines() if line.startswith("|  | operating point | KV"))
-    assert "| KV | keep | exact prefix" in head
+    head = next(line for line in text.splitlines() if line.startswith("|  | operating point | speed-up"))
+    assert head.endswith("| KV | keep |")
     assert "speed-up over first" in head
     assert f"**{SESSIONS}**" in text
     assert "none, nothing (cold); exact, the prompt's and those of the completion that full depth computed" in text
