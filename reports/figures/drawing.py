@@ -191,11 +191,13 @@ def offsets(count: int, room: float = 0.8) -> list[float]:
     return [(place - (count - 1) / 2) * room / count for place in range(count)]
 
 
-def whiskers(axes: Axes, at: Iterable[float], estimates: Iterable[Estimate], colour: str = INK) -> None:
+def whiskers(
+    axes: Axes, at: Iterable[float], estimates: Iterable[Estimate], colour: str = INK, scale: float = 1
+) -> None:
     """Draw the intervals of estimates, where they have one."""
     for x, one in zip(at, estimates, strict=True):
         if one.interval is not None:
-            axes.vlines(x, *one.interval, color=colour, linewidth=0.9, zorder=3)
+            axes.vlines(x, scale * one.interval[0], scale * one.interval[1], color=colour, linewidth=0.9, zorder=3)
 
 
 def curve(axes: Axes, at: Sequence[float], estimates: Sequence[Estimate], look: Look, **more: Any) -> None:
@@ -205,11 +207,13 @@ def curve(axes: Axes, at: Sequence[float], estimates: Sequence[Estimate], look: 
     whiskers(axes, at, estimates, look.colour)
 
 
-def bars(axes: Axes, at: Sequence[float], estimates: Sequence[Estimate], wide: float, **look: Any) -> None:
+def bars(
+    axes: Axes, at: Sequence[float], estimates: Sequence[Estimate], wide: float, *, scale: float = 1, **look: Any
+) -> None:
     """Draw bars of estimates, with their intervals; ``wide`` is the room that one has."""
     given = {"edgecolor": "white", "linewidth": 0.4, "zorder": 2, **look}
-    axes.bar(at, [one.value for one in estimates], 0.93 * wide, **given)
-    whiskers(axes, at, estimates)
+    axes.bar(at, [scale * one.value for one in estimates], 0.93 * wide, **given)
+    whiskers(axes, at, estimates, scale=scale)
     axes.grid(visible=False, axis="x")
 
 

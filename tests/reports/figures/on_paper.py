@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from reports.figures.drawing import Figure, Width, make_visible, styled
@@ -52,6 +54,18 @@ def check_on_paper(figure: Figure, size: str = "n = ") -> list[str]:
         )
         said += [text for text, _ in boxes]
     return said
+
+
+def check_intervals(axes: Any) -> int:
+    """See that each interval of a panel holds a point, or the end of a bar, that it stands at; return how many."""
+    values = [point for line in axes.get_lines() for point in zip(*line.get_data(), strict=True)]
+    values += [
+        (bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches if isinstance(bar, Rectangle)
+    ]
+    lines = [segment for one in axes.collections if isinstance(one, LineCollection) for segment in one.get_segments()]
+    for (x, y), (right, top) in lines:
+        assert any(x - 1e-6 <= at <= right + 1e-6 and y - 1e-6 <= up <= top + 1e-6 for at, up in values), (x, y, top)
+    return len(lines)
 
 
 def written(canvas: Any) -> list[Text]:

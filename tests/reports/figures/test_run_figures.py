@@ -21,7 +21,7 @@ from reports.figures.fronts import GAINS, front_of
 from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
 from reports.summary.pareto import coordinates
-from tests.reports.figures.on_paper import check_on_paper, drawn
+from tests.reports.figures.on_paper import check_intervals, check_on_paper, drawn
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
 LONG = "rl:temperature=0.123456789:seed=1234:threshold="
@@ -123,22 +123,7 @@ def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
 def test_every_interval_stands_at_its_value_and_holds_it(make: Make, figures: Any) -> None:
     """In the units of the axes: an interval of a share is not one of its complement, its ratio or its hundredth."""
     run = make(source="rapl", blocks=12)
-    seen = 0
-    for figure in figures(run):
-        for axes in drawn(figure).axes:
-            values = [point for line in axes.get_lines() for point in zip(*line.get_data(), strict=True)]
-            values += [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
-            for lines in axes.collections:
-                for (x, y), (right, top) in lines.get_segments():
-                    near = [
-                        (across, up)
-                        for across, up in values
-                        if min(x, right) - 1e-6 <= across <= max(x, right) + 1e-6
-                        and min(y, top) - 1e-6 <= up <= max(y, top) + 1e-6
-                    ]
-                    assert near, (figure.name, (x, y), (right, top))
-                    seen += 1
-    assert seen > 4
+    assert sum(check_intervals(axes) for figure in figures(run) for axes in drawn(figure).axes) > 4
 
 
 def test_random_weights_have_no_quality(make: Make) -> None:

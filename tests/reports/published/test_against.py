@@ -23,7 +23,7 @@ from reports.published.against import (
 from reports.recorded import RecordedRun
 from reports.tables.writers import to_markdown
 from tests.reports.conftest import RunBuilder
-from tests.reports.figures.on_paper import check_on_paper
+from tests.reports.figures.on_paper import check_intervals, check_on_paper
 
 NAMES = (
     "full",
@@ -208,6 +208,7 @@ def test_the_figures_bars_are_the_tables_numbers() -> None:
     panels = {(ax.get_title() or ax.get_title("left")).replace("\n", " "): ax for ax in cache.draw("text").axes}
     heights = [bar.get_height() for bar in panels["time of uncached"].patches if isinstance(bar, Rectangle)]
     assert any(height == pytest.approx(20) for height in heights)  # our full depth with a cache
+    assert sum(check_intervals(ax) for figure in (grid, cache) for ax in figure.draw("text").axes)
 
 
 @pytest.mark.slow
