@@ -140,7 +140,7 @@ def test_heads_replay_as_their_training_replayed_them(swept: Swept, heads: Path)
         found = by_name(result)[f"classifier:threshold={row['threshold']!r}"]
         assert found.exit_layer_mean == pytest.approx(row["exit_layer"], abs=0.1)  # a score on the very threshold
         assert found.agreement == pytest.approx(row["agreement"], abs=0.02)
-        assert list(found.artefacts) == ["classifier"]
+        assert list(found.artefacts) == ["classifier", "classifier.json"]
     assert not [note for note in result.sweep.notes if "may have learned" in note]
 
 

@@ -467,7 +467,7 @@ def test_heads_are_trained_and_end_completions(tiny_llama: Path, functions: Path
         stop = build_stop(written)
         assert stop is not None
         stop.rule.check(info, "")
-        assert set(stop.rule.artefacts(info)) == {"excess"}
+        assert set(stop.rule.artefacts(info)) == {"excess", "excess.json"}
         for strategy in (Full(), Fixed(layer=4)):
             rule = start_stop(stop, Cursor([5, 6, 7], resolved.tokenizer, "", info))
             (made,) = engine.decode([[5, 6, 7]], strategy, kv="recompute", max_new_tokens=[6], rules=[rule])

@@ -187,7 +187,7 @@ def test_a_verification_that_believes_every_draft_is_a_defect(
 def test_bad_input_is_one_line(verify: Command) -> None:
     for arguments, said in (
         (("--weights-format", "fp61"), "unknown weights format 'fp61'. Did you mean 'fp16'?"),
-        (("--weights-format", ""), "unknown weights format ''"),
+        (("--weights-format", ""), "--weights-format is empty"),
         (("--batch-size", "1,x"), "'x' is no number of rows from 1 to 64"),
         (("--batch-size", "0"), "'0' is no number of rows"),
         (("--prompts", 1, "--batch-size", "1,3"), "--batch-size 3: one prompt has no other beside it."),
