@@ -71,8 +71,9 @@ COLUMNS = {
 """Quantities by name. All but the last two are fractions, which compare across machines."""
 
 CAVEATS = (
-    "the paper's: single runs on a Quadro RTX 8000; those with a cache are from its authors' repository, with longer "
-    "prompts (30 % of a file, not 20 %), which counts against them; agent's time by nested sensor windows (Table IV; "
+    "the paper's: single runs on a Quadro RTX 8000; those with a cache (files) are from its authors' repository, with "
+    "longer prompts (30 % of a file, not 20 %), which counts against them; agent's time by nested sensor windows "
+    "(Table IV; "
     f"JavaCorpus from the result files); '{NEVER}' is threshold 0.94 on JavaCorpus; its CodeBLEU counts missing data "
     "flow as 1, and its untuned Python runs have other references, so that no score of theirs is kept",
     "savings are over the same system's own full depth under the same KV policy, 'of uncached' over its full depth "
@@ -103,8 +104,8 @@ class Row:
 
     @property
     def system(self) -> str:
-        """Whose numbers, and how it decoded: those with a cache are in the authors' result files, not in the paper."""
-        source = "paper" if self.kv == "none" else "authors' repository"
+        """Whose numbers, and how it decoded: those with a cache are the authors' result files', not the paper's."""
+        source = "paper" if self.kv == "none" else "files"
         return f"{f'{source}, {self.paper_model}' if self.paper_model else 'here'}, KV {self.kv}"
 
 

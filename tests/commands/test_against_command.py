@@ -26,7 +26,7 @@ def test_runs_are_shown_beside_the_paper_and_written(
     assert ran.code == 0, ran.err
     for words in (
         "paper, OPT-2.7B, KV none",
-        "authors' repository, OPT-2.7B, KV propagate",
+        "files, OPT-2.7B, KV propagate",
         "here, KV propagate",
         "fixed:layer=6",
     ):

@@ -109,7 +109,7 @@ def test_learned_exits_leave_early_without_an_option(
     strategies = ("classifier", "lte", "rl")
     options = [word for name in strategies for word in ("--strategy", name)]
     ran = cli(
-        "run", *options, "--task", "py150", "--limit", 2, "--max-new-tokens", 8, "--energy", "none", "--out", "run"
+        "run", *options, "--task", "py150", "--limit", 6, "--max-new-tokens", 8, "--energy", "none", "--out", "run"
     )
     assert ran.code == 0, ran.err
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

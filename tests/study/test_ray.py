@@ -74,14 +74,14 @@ def test_a_step_and_points_need_no_file_system_in_common_and_a_point_that_dies_g
 ) -> None:
     """A step, a measured point, which dies, two untimed ones that share a machine, and the lost one again."""
     untimed = "\n".join(
-        f'[[include]]\nseed = {seed}\nuntimed = true\nartefacts = "{{traces}}"\nduplicates = "keep"' for seed in (4, 5)
+        f'[[include]]\nseed = {seed}\nuntimed = true\nartefacts = "{{heads}}"\nduplicates = "keep"' for seed in (4, 5)
     )
-    grid = read_study(str(declare(seed=[0], run={"limit": 4}, more=f"{steps(heads=False)}{untimed}")))
+    grid = read_study(str(declare(seed=[0], run={"limit": 4}, more=f"{steps()}{untimed}")))
     points = expand(grid)
     tasks, touch = itertools.count(), Path.touch
 
     def marked(path: Path) -> None:
-        if path.suffix != ".part" or next(tasks) in (1, 4):  # the other tasks see no marker, as on another file system
+        if path.suffix != ".part" or next(tasks) in (2, 5):  # the other tasks see no marker, as on another file system
             touch(path)
 
     monkeypatch.setattr(Path, "touch", marked)
@@ -95,12 +95,17 @@ def test_a_step_and_points_need_no_file_system_in_common_and_a_point_that_dies_g
         outcome = conduct(study, executor, watching)
         made = read_step(study.directory(study.steps[0]), verify=True)
     killer.join()
-    assert (outcome.made, outcome.finished, outcome.failed) == (1, 3, {})
-    assert watching.ends == ["done", "died", "done", "done", "done"]
+    assert (outcome.made, outcome.finished, outcome.failed) == (2, 3, {})
+    assert watching.ends == ["done", "done", "died", "done", "done", "done"]
     assert made is not None
     assert at_once(tmp_path / "s") == [
-        {"step traces"}, {points[0].name}, {points[1].name}, {each.name for each in points[1:]}, {points[0].name}
-    ]  # fmt: skip
+        {"step traces"},
+        {"step heads"},
+        {points[0].name},
+        {points[1].name},
+        {each.name for each in points[1:]},
+        {points[0].name},
+    ]
     for point in points:
         manifest = read_run(study.directory(point)).manifest
         assert (manifest.placement["executor"], manifest.timed) == ("ray", point is points[0])
