@@ -332,3 +332,21 @@ def test_a_record_has_the_value_of_every_option(world: World) -> None:
     for point in points.values():
         assert None not in point["options"].values()
     assert {"theirs", "theirs.json"} <= points["theirs"]["artefacts"].keys()
+
+
+@pytest.mark.parametrize("command", ["compare", "leaderboard"])
+def test_tables_of_two_runs_tell_thresholds_apart(world: World, command: str) -> None:
+    """The same words on two command lines, and another default behind them."""
+    with world.changed(told("theirs", threshold=0.0001)):
+        world.begun(*BEGIN["run"][:-1], "second")
+        if command == "compare":
+            ran = world.run("compare", "out", "second", "--json")
+            assert ran.returncode == 0, ran.stderr
+            found = {each["what"]: (each["a"], each["b"]) for each in json.loads(ran.stdout)["differences"]}
+            assert found["theirs: option threshold"] == ("0.5", "0.0001")
+            assert "theirs: artefact theirs.json" in found
+        else:
+            world.begun("leaderboard", "out", "second", "--out", "site")
+            pages = [file.read_text() for file in (world.root / "site").rglob("*.html")]
+            for threshold in ("0.5", "0.0001"):
+                assert any(f'"threshold"' in page and threshold in page for page in pages)
