@@ -38,7 +38,7 @@ def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_memory_grows_by_little_a_run(tmp_path: Path) -> None:
-    few, many = 11, 31
+    few, many = 11, 61  # the allocator alone makes 4 MB more or fewer of one report
     write_runs(tmp_path / "many", many)
     for folder in sorted((tmp_path / "many").iterdir())[:few]:
         shutil.copytree(folder, tmp_path / "few" / folder.name)
