@@ -29,7 +29,6 @@ from reports.tables.writers import to_markdown
 
 STUDIES = {**measured.STUDIES, **ranked.STUDIES}
 TABLES = {**measured.TABLES, **ranked.TABLES}
-TELLS = {**measured.TELLS, **ranked.TELLS}
 DATA = Path("results") / "data"
 ROOT = Path(__file__).resolve().parents[2]
 OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.M)
@@ -105,7 +104,7 @@ def keep(docs: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Write what is to be kept of each study that is finished; yield the others, and what they lack."""
     for study, command in STUDIES.items():
         try:
-            kept.collect(folder / study, command, TELLS.get(study)).write(docs / DATA / f"{study}.json")
+            kept.collect(folder / study, command, measured.TELLS.get(study)).write(docs / DATA / f"{study}.json")
         except MissingRunsError as missing:
             yield study, f"kept as it was, {missing}"
 

@@ -319,28 +319,6 @@ def test_strategies_that_gain_nothing_are_called_faster_in_one_table_in_twenty()
     assert alarms[12] <= 0.04 * 300, "one-sided, 2.5 % are nominal"
 
 
-def of_sets(study: ranked.Tell, *runs: RecordedRun) -> dict[str, kept.Kept]:
-    """What is kept of runs."""
-    timed, documents = study(runs, Path())
-    summaries = [kept.KeptRun(created="", protocols=(), summary=run.summary) for run in timed]
-    return {"ranking": kept.Kept(command="", runs=tuple(summaries), documents=dict(documents))}
-
-
-def a_set(build: Any, folder: Path, skip: int, points: dict[str, Any], *, blocks: int = 30, **more: Any) -> RecordedRun:
-    """One of three runs, on documents from ``skip`` on; points have tokens and seconds of a step."""
-    run = build(points=tuple(points), source_kind="embedded", source="embedded: some library", kv="recompute")
-    for block in range(skip, skip + blocks):
-        for point, (tokens, step) in points.items():
-            times = (0.1, 0.1 + step, 0.1 + 2 * step)
-            sample = {"token_ids": tokens, "token_times_s": times, "ttft_s": 0.1, "latency_s": times[-1]}
-            own = {name: value(block) for name, value in more.items()}
-            run.window(point, {**sample, "sample_id": f"{block}", **own}, block=block, duration=times[-1])
-    return stored(run, folder / f"{skip}", skip=skip)
-
-
-KEPT, LOST = (1, 2, 3), (1, 9, 9)
-
-
 @pytest.mark.parametrize(
     ("step_s", "told"),
     [
@@ -353,54 +331,13 @@ def test_exits_behind_drafts_from_text_are_held_against_these(
     tmp_path: Path, build: Any, step_s: float, told: str
 ) -> None:
     steps = {"full": 0.1, "full@lossless+lookup": 0.05, "rl@lossless+lookup": step_s}
-    points = {point: (KEPT, step) for point, step in steps.items()}
-    runs = [a_set(build, tmp_path, skip, points, blocks=16) for skip in (0, 16, 32)]
-    found = lines(ranked.ranking(of_sets(ranked.tell, *runs)))
+    run = build(points=tuple(steps), source_kind="embedded", source="embedded: some library", kv="recompute")
+    for block in range(16):
+        for point, step in steps.items():
+            times = (0.1, 0.1 + step, 0.1 + 2 * step)
+            sample = {"token_ids": (1, 2, 3), "token_times_s": times, "ttft_s": 0.1, "latency_s": times[-1]}
+            run.window(point, {**sample, "sample_id": f"{block}"}, block=block, duration=times[-1])
+    summary = kept.KeptRun(created="", protocols=(), summary=stored(run, tmp_path / "run").summary)
+    found = lines(ranked.ranking({"ranking": kept.Kept(command="", runs=(summary,))}))
     (line,) = (line for line in found if line[0].startswith("rl"))
     assert told in line
-
-
-def test_settings_are_certified_chosen_and_timed_on_three_sets(tmp_path: Path, build: Any) -> None:
-    """What another set would have said of a setting says nothing here."""
-    lax, strict = "fixed:layer=4", "fixed:layer=5"
-
-    def points(**of: Any) -> dict[str, Any]:
-        return {"full": (KEPT, 0.1), strict: of["strict"], lax: of["lax"]}
-
-    certify = a_set(build, tmp_path, 0, points(strict=(KEPT, 0.1), lax=(LOST, 0.01)))
-    choose = a_set(build, tmp_path, 30, points(strict=(LOST, 0.1), lax=(LOST, 0.05)), blocks=8)
-    time = a_set(build, tmp_path, 38, points(strict=(LOST, 0.05), lax=(KEPT, 0.08)))
-    found = of_sets(ranked.tell, time, choose, certify)
-    assert found["ranking"].documents["documents"] == {"Python's library": [30, 8, 30]}
-    (line,) = lines(ranked.ranking(found))
-    assert line[1] == "layer=4", "though the other was faster where they are timed"
-    assert line[2].startswith("1.15×")  # .3 s and .26 s
-    (line,) = lines(ranked.promised(found))
-    assert "1.50× [1.50, 1.50] (layer=5)" in line, "though it lost all of its text there"
-    assert "1 of 1" in line
-
-
-@pytest.mark.parametrize(
-    "shared", [{"document": lambda block: f"hash {block % 38}"}, {"project": lambda block: f"project {block % 38}"}]
-)
-def test_documents_and_projects_of_a_later_set_are_left_out(tmp_path: Path, build: Any, shared: dict[str, Any]) -> None:
-    """Timing draws again what certified, by name or by a file of the same project: nothing is left to certify on."""
-    points = {"full": (KEPT, 0.1), "fixed:layer=5": (KEPT, 0.05)}
-    runs = [a_set(build, tmp_path, skip, points, blocks=of, **shared) for skip, of in ((0, 30), (30, 8), (38, 30))]
-    documents = of_sets(ranked.tell, *runs)["ranking"].documents
-    assert documents["documents"] == {"Python's library": [0, 8, 30]}
-    assert documents["certified"] == []
-    with pytest.raises(kept.MissingRunsError):
-        ranked.disjoint_sets(runs[1:])
-
-
-def test_text_without_a_certificate_counts_for_nothing(tmp_path: Path, build: Any) -> None:
-    """Neither as full depth's speed nor as an interval of no width."""
-    points = {"full": (KEPT, 0.1), "fixed:layer=5": (KEPT, 0.05)}
-    runs = [a_set(build, tmp_path, skip, points) for skip in (0, 30, 60)]
-    found = of_sets(ranked.tell, *runs)
-    found["ranking"].documents["documents"]["JDK"] = [27, 8, 24]
-    (line,) = lines(ranked.promised(found))
-    assert line == [
-        "fixed", "1.50× [1.50, 1.50] (layer=5)", ranked.NOT_CERTIFIED, "1 of 2", "1.50× [1.50, 1.50]"
-    ]  # fmt: skip
