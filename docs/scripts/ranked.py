@@ -47,7 +47,7 @@ def together(
 
 def _said(found: tuple[float, float, float], unit: str = "×") -> str:
     value, low, high = found
-    known = None if math.isnan(low) or low == high else (low, high)
+    known = None if math.isnan(low) or math.isclose(low, high) else (low, high)
     return Estimate.of(value, known).text(f"{{:.2f}}{unit}", "{:.2f}")
 
 
