@@ -150,8 +150,14 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
     return Shown((study,), parts)
 
 
-def worth(cold: str, warm: str) -> Shown:
-    """Return what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
+def worth(cold: str, warm: str, shown: Mapping[str, str]) -> Shown:
+    """Return what operating points are worth: a line per stream, cold and in an editor; requests, decoding in brackets.
+
+    Args:
+        cold: The study of cold requests.
+        warm: The study of an editor's.
+        shown: Operating point → its column's header.
+    """
 
     def parts(found: Found) -> Iterator[Table]:
         lines = []
@@ -160,10 +166,9 @@ def worth(cold: str, warm: str) -> Shown:
                 rows = rows_of(found[study].runs)
                 rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
                 by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
-                shown = (by[point] for point in (EXITS, LOOKUP, SUFFIX, BOTH))
-                speeds = (f"{text_of(REQUEST, row)} ({bare(DECODING, row)})" for row in shown)
+                speeds = (f"{text_of(REQUEST, by[point])} ({bare(DECODING, by[point])})" for point in shown)
                 lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
-        heads = ("full depth, median ms", "prompt, % of all time", "exits", "look-up", "suffix", "exits behind suffix")
+        heads = ("full depth, median ms", "prompt, % of all time", *shown.values())
         first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
         yield Table.of_rows("", (*first, *heads), lines)
 
@@ -250,8 +255,8 @@ def beside(study: str, label: str, by: str, groups: Mapping[str, tuple[str, Sequ
 
 RIVALS = {
     **{
-        f"{point}{form}": f"{name}, {form[1:] or 'w8a8'}"
-        for form in ("@fp16", "@w8a8", "@w4a8", "@int8", "@int4", "")
+        f"{point}{form}": f"{name}, {form[1:]}"
+        for form in ("@fp16", "@w8a8")
         for point, name in (("full", "full depth"), (LOOKUP, "look-up"), (SUFFIX, "suffix"))
     },
     **{
@@ -268,29 +273,15 @@ RIVALS = {
 """Operating points of the studies beside other engines → what they are called."""
 
 
-def rivals(study: str, speed: Column) -> Shown:
-    """Return a line per engine and way of decoding, cold and in an editor: how fast it is, exact text in brackets."""
-
-    def parts(found: Found) -> Iterator[Table]:
-        rows = rows_of(found[study].runs)
-        by = {(base_of(row["operating_point"]), row["text"], row["keep"]): row for _, row in rows.iterrows()}
-        ways = [(keep, how) for keep, how in (("", "cold"), (WARM, "warm")) if keep in set(rows["keep"])]
-        lines = [
-            (
-                how, name, *(
-                    f"{text_of(speed, row)} ({bare(EXACT, row)})"
-                    for row in (by[point, text, keep] for text in STREAMS)
-                ),
-            )
-            for keep, how in ways
-            for point, name in RIVALS.items()
-            if (point, STREAMS[0], keep) in by
-        ]  # fmt: skip
-        yield Table.of_rows(
-            "", (Column(header="requests", kind="text"), Column(header="", kind="text"), *STREAMS), lines
-        )
-
-    return Shown((study,), parts)
+def rivals(found: Found) -> Iterator[Table]:
+    """Yield a line per engine and way of decoding: how fast it is, exact text in brackets."""
+    rows = rows_of(found["rivals"].runs)
+    by = {(row["operating_point"], row["text"]): row for _, row in rows.iterrows()}
+    lines = [
+        (name, *(f"{text_of(OVER_FP16, row)} ({bare(EXACT, row)})" for row in (by[point, text] for text in STREAMS)))
+        for point, name in RIVALS.items()
+    ]
+    yield Table.of_rows("", (Column(header="", kind="text"), *STREAMS), lines)
 
 
 def attribution(found: Found) -> Iterator[Table]:
@@ -386,10 +377,7 @@ def by_token(kept: Found) -> Iterator[Part]:
 
 
 _FOLDER = "docs/scripts/results"
-_STUDIES = (
-    "activations-second", "attribution", "formats", "formats-second", "kv", "lines", "rivals", "rivals-second",
-    "second", "sessions", "stopping",
-)  # fmt: skip
+_STUDIES = ("attribution", "formats", "kv", "lines", "rivals", "second", "sessions", "stopping")
 STUDIES = {
     **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
@@ -403,18 +391,17 @@ TELLS: Mapping[str, Tell] = {"green-code": tell_green_code, "scores": tell_score
 """Folder → what else than summaries is kept of it."""
 
 TABLES = {
-    "worth": worth("lines", "sessions"),
+    "worth": worth(
+        "lines", "sessions", {EXITS: "exits", LOOKUP: "look-up", SUFFIX: "suffix", BOTH: "exits behind suffix"}
+    ),
     "lossless": points(
         "lines",
         (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
         *(LOOKUP, SUFFIX, EXITS, BOTH, EXITS.partition("@")[0], "oracle"),
     ),
-    "second": worth("second", "second"),
+    "second": worth("second", "second", {LOOKUP: "look-up", SUFFIX: "suffix"}),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
-    "rivals": rivals("rivals", OVER_FP16),
-    "rivals-second": rivals("rivals-second", REQUEST),
-    "formats-second": rivals("formats-second", OVER_FP16),
-    "activations-second": rivals("activations-second", OVER_FP16),
+    "rivals": Shown(("rivals",), rivals),
     "draft-sources": Shown(("lines",), draft_sources),
     "draft-kinds": Shown(("lines",), draft_kinds),
     "sessions": beside(

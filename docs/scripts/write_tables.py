@@ -68,13 +68,11 @@ def provenance(found: Found) -> str:
     said += machines(run.summary.machine for run in runs)
     rows = [row for run in runs for row in run.summary.rows]
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
-    cuts = []  # how prompts were cut, and how long completions were
-    for run in runs:
-        tokens, protocols = run.max_new_tokens, ", ".join(f"`{name}`" for name in run.protocols)
-        cuts.append(f"prompts of {protocols}" + (f", {tokens} new tokens" if tokens else ""))
-    told = ", ".join(dict.fromkeys(cuts))
+    told = f"prompts of {', '.join(dict.fromkeys(f'`{name}`' for run in runs for name in run.protocols))}"
     if lengths := sorted(length for run in runs for length in run.prompt_tokens):
         told += f" of {lengths[0]:.0f} to {lengths[-1]:.0f} tokens on average"
+    if tokens := ", ".join(dict.fromkeys(str(run.max_new_tokens) for run in runs if run.max_new_tokens)):
+        told += f", {tokens} new tokens"
     if counts := sorted({row.n for row in rows if row.strategy == "full"}):
         span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}"
         units = "requests" if any(row.keep for row in rows) else "documents"

@@ -280,6 +280,10 @@ def test_rows_of_a_table_are_found() -> None:
     assert {"classifier", "lte"} <= shown["ranking"]
 
 
+def test_what_every_table_is_made_of_is_kept_beside_the_pages() -> None:
+    assert {file.stem for file in (ROOT / "docs" / tables.DATA).glob("*.json")} == STUDIES.keys()
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / tables.DATA).glob("*.json")), ids=lambda file: file.stem)
 def test_what_is_kept_is_of_its_command(file: Path) -> None:
     found = kept.read(file)

@@ -1,7 +1,7 @@
 """A command beside servers of other engines: ``python -m tests.peers.servers MODEL COMMAND…``.
 
-``docs/scripts/results/rivals.toml`` and ``rivals-second.toml`` ask them, at the ports of :data:`PEERS`. Each has two
-threads, and sleeps while it is not asked. The exit code is the command's, or 1 where llama.cpp cannot be had.
+``docs/scripts/results/rivals.toml`` asks them, at the ports of :data:`PEERS`. Each has two threads, and sleeps while it
+is not asked. The exit code is the command's, or 1 where llama.cpp cannot be had.
 """
 
 from __future__ import annotations
