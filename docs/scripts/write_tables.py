@@ -70,7 +70,8 @@ def provenance(found: Found) -> str:
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
     told = f"prompts of {', '.join(dict.fromkeys(f'`{name}`' for run in runs for name in run.protocols))}"
     if lengths := sorted(length for run in runs for length in run.prompt_tokens):
-        told += f" of {' to '.join(dict.fromkeys(f'{length:.0f}' for length in (lengths[0], lengths[-1])))} tokens on average"
+        ends = dict.fromkeys(f"{length:.0f}" for length in (lengths[0], lengths[-1]))
+        told += f" of {' to '.join(ends)} tokens on average"
     if tokens := ", ".join(dict.fromkeys(str(run.max_new_tokens) for run in runs if run.max_new_tokens)):
         told += f", {tokens} new tokens"
     if counts := sorted({row.n for row in rows if row.strategy == "full"}):

@@ -281,7 +281,9 @@ def test_rows_of_a_table_are_found() -> None:
 
 
 def test_what_every_table_is_made_of_is_kept_beside_the_pages() -> None:
-    assert {file.stem for file in (ROOT / "docs" / tables.DATA).glob("*.json")} == STUDIES.keys()
+    found = {file.stem for file in (ROOT / "docs" / tables.DATA).glob("*.json")}
+    assert found <= STUDIES.keys()
+    assert STUDIES.keys() - found <= {"by-token", "scores"}, "replays, with no times in them, wait for their traces"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / tables.DATA).glob("*.json")), ids=lambda file: file.stem)
