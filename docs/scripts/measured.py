@@ -150,29 +150,20 @@ def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[st
     return Shown((study,), parts)
 
 
-def worth(cold: str, warm: str, shown: Mapping[str, str]) -> Shown:
-    """Return what operating points are worth: a line per stream, cold and in an editor; requests, decoding in brackets.
-
-    Args:
-        cold: The study of cold requests.
-        warm: The study of an editor's.
-        shown: Operating point → its column's header.
-    """
-
-    def parts(found: Found) -> Iterator[Table]:
-        lines = []
-        for text in STREAMS:
-            for how, study, keep, latency in (("cold", cold, "", COLD_S), ("warm", warm, WARM, LINE_S)):
-                rows = rows_of(found[study].runs)
-                rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
-                by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
-                speeds = (f"{text_of(REQUEST, by[point])} ({bare(DECODING, by[point])})" for point in shown)
-                lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
-        heads = ("full depth, median ms", "prompt, % of all time", *shown.values())
-        first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
-        yield Table.of_rows("", (*first, *heads), lines)
-
-    return Shown(tuple(dict.fromkeys((cold, warm))), parts)
+def worth(found: Found) -> Iterator[Table]:
+    """Yield what early exit is worth: a line per stream, cold and in an editor; requests, decoding in brackets."""
+    shown = {EXITS: "exits", LOOKUP: "look-up", SUFFIX: "suffix", BOTH: "exits behind suffix"}
+    lines = []
+    for text in STREAMS:
+        for how, study, keep, latency in (("cold", "lines", "", COLD_S), ("warm", "sessions", WARM, LINE_S)):
+            rows = rows_of(found[study].runs)
+            rows = rows[(rows["text"] == text) & (rows["keep"] == keep)]
+            by = {base_of(row["operating_point"]): row for _, row in rows.iterrows()}
+            speeds = (f"{text_of(REQUEST, by[point])} ({bare(DECODING, by[point])})" for point in shown)
+            lines.append((text, how, bare(latency, by["full"]), text_of(PROMPT, by["full"]), *speeds))
+    heads = ("full depth, median ms", "prompt, % of all time", *shown.values())
+    first = (Column(header="kind of text", kind="text"), Column(header="requests", kind="text"))
+    yield Table.of_rows("", (*first, *heads), lines)
 
 
 def base_of(point: str) -> str:
@@ -391,15 +382,13 @@ TELLS: Mapping[str, Tell] = {"green-code": tell_green_code, "scores": tell_score
 """Folder → what else than summaries is kept of it."""
 
 TABLES = {
-    "worth": worth(
-        "lines", "sessions", {EXITS: "exits", LOOKUP: "look-up", SUFFIX: "suffix", BOTH: "exits behind suffix"}
-    ),
+    "worth": Shown(("lines", "sessions"), worth),
     "lossless": points(
         "lines",
         (PREFIX, REQUEST, DECODING, OVER_TEXT, VERIFIED, ACCEPTED, BYTES),
         *(LOOKUP, SUFFIX, EXITS, BOTH, EXITS.partition("@")[0], "oracle"),
     ),
-    "second": worth("second", "second", {LOOKUP: "look-up", SUFFIX: "suffix"}),
+    "second": points("second", (COLD_S, PROMPT, REQUEST, DECODING)),
     "formats": points("formats", (PREFIX, SIMILARITY, OVER_FP16, DECODING_OVER_FP16)),
     "rivals": Shown(("rivals",), rivals),
     "draft-sources": Shown(("lines",), draft_sources),
